@@ -1,0 +1,235 @@
+"""Erase-and-check (Kumar et al. 2024, *Certifying LLM Safety against Adversarial Prompting*, section 3).
+
+    Theorem. Let F flag P, and let E(x) hold P. Then max of F over E(x) flags x.
+
+E(x) is the set of texts that an erase mode makes of x. The certifier scores every one of them, cheapest first, through
+the canonical view, duplicates once. It certifies "harmful" only; "safe" says that no checked erasure was flagged.
+
+What keeps the theorem true of this program, and not only on paper:
+
+* Pieces are substrings of the original text, and F is applied to the canonical view, so P is recovered exactly.
+* Blank texts are safe by definition: the filter never sees one, so nothing can be hidden behind an empty erasure.
+* A filter's score may move with the composition of a batch. A certificate needs a score that is the filter's guard
+  band above the threshold.
+* A limit of checks counts against the *attacked* text, which is longer than the checked one: the certified budget is
+  the largest b for which the attacked text is still checked to the size that recovers the witness.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from promptguard.certify.pieces import Pieces
+from promptguard.certify.scoring import score_all
+from promptguard.errors import BudgetExceeded, InvalidArgument, TextTooLong
+from promptguard.types import Certificate, EraseMode, Erasure, Filter, Label, Threat, Units, Verdict, Witness
+from promptguard.view import VIEW, canonical, check_text
+
+MAX_CHECKS = 10_000
+MAX_CHARS = 100_000
+MAX_WORK = 5_000_000
+_BATCH_CHARS = 65_536
+
+
+@dataclass(slots=True)
+class _Search:
+    """What is known so far: the best score, and the cheapest erasures that are flagged at all and beyond doubt."""
+
+    best: float = -math.inf
+    flagged: Erasure | None = None
+    sure: Erasure | None = None
+    calls: int = 0
+    checks: int = 0
+
+
+class EraseAndCheck:
+    """Certifies that text added to a harmful prompt, as `mode` describes, does not hide it from `filter_`.
+
+    Theorem: let F(P) >= threshold + guard band, and let x be P with at most d units added, where d is the budget of
+    the certificate in `certify(P)`. Then `certify(x).label` is harmful, unless x is refused as `InvalidText` (too
+    long, NUL bytes, lone surrogates).
+
+    Args:
+        filter_: the filter F.
+        mode: which erasures are checked.
+        units: what the budget counts.
+        max_checks: erasures allowed per text, None for no limit; the count is known before any inference.
+        anytime: over the limit, check the largest erase budget that fits, and say so, instead of refusing.
+        early_stop: stop at the first erasure flagged beyond doubt; then `score` is not the maximum over all.
+        batch_size: erasures scored per call of the filter.
+        max_chars: longest text accepted, in code points.
+        max_work: code points accepted over all erasures of a text, None for no limit: what a request may cost.
+        progress: called with (erasures checked, erasures to check) after each batch.
+
+    Raises:
+        InvalidArgument: a limit or size below 1, or a filter whose threshold or guard band means nothing.
+    """
+
+    method = "erase-and-check"
+
+    def __init__(
+        self,
+        filter_: Filter,
+        mode: EraseMode,
+        units: Units,
+        *,
+        max_checks: int | None = MAX_CHECKS,
+        anytime: bool = False,
+        early_stop: bool = True,
+        batch_size: int = 64,
+        max_chars: int = MAX_CHARS,
+        max_work: int | None = MAX_WORK,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        sizes = [batch_size, max_chars, *(limit for limit in (max_checks, max_work) if limit is not None)]
+        if not all(isinstance(size, int) and size >= 1 for size in sizes):
+            raise InvalidArgument("max_checks, batch_size, max_chars and max_work must be whole numbers, at least 1")
+        if not math.isfinite(filter_.threshold) or not 0 <= filter_.guard_band < math.inf:
+            raise InvalidArgument("the filter's threshold and guard band must be finite numbers, the band not negative")
+        self.filter = filter_
+        self.mode = mode
+        self.units = units
+        self._max_checks = max_checks
+        self._anytime = anytime
+        self._early_stop = early_stop
+        self._batch_size = batch_size
+        self._max_chars = max_chars
+        self._max_work = max_work
+        self._progress = progress
+
+    def cost(self, x: str) -> int:
+        """Erasures that the full budget asks for, before duplicates are removed; no inference.
+
+        Raises:
+            InvalidText: as `certify`.
+        """
+        return self.mode.count(len(Pieces.of(check_text(x, self._max_chars), self.units)))
+
+    def certify(self, x: str) -> Verdict:
+        """Check every erasure of x.
+
+        Raises:
+            InvalidText: x is not text, empty, or too long, alone or over all its erasures.
+            BudgetExceeded: more erasures than `max_checks`, unless `anytime`.
+            FilterError: the filter broke its contract.
+        """
+        pieces = Pieces.of(check_text(x, self._max_chars), self.units)
+        n = len(pieces)
+        budget = self._budget_within_limit(n)
+        degraded = budget < self.mode.budget
+        if degraded and not self._anytime:
+            raise BudgetExceeded(self._max_checks or 0)
+        mode = self.mode.with_budget(budget)
+        if self._max_work is not None and mode.count(n) * len(pieces.text) > self._max_work:
+            raise TextTooLong(len(pieces.text), self._max_work // mode.count(n), "max_work")
+        found = self._search(pieces, mode)
+        witness = found.sure or found.flagged
+        return Verdict(
+            label=Label.HARMFUL if witness else Label.SAFE,
+            score=found.best,
+            threshold=self.filter.threshold,
+            calls=found.calls,
+            checks=found.checks,
+            threat=self._threat(budget),
+            certificate=self._certificate(n, found.sure) if found.sure else None,
+            witness=Witness(witness.cost, witness.runs, pieces.chars(witness.runs)) if witness else None,
+            degraded=degraded,
+        )
+
+    def _threat(self, budget: float) -> Threat:
+        return Threat(self.mode.kind, budget, self.units.name, self.mode.blocks)
+
+    def _budget_within_limit(self, n: int) -> float:
+        """The largest erase budget, up to the mode's own, whose erasures of n units are within `max_checks`."""
+        limit = self._max_checks
+        if limit is None or self.mode.count(n, limit) <= limit:
+            return self.mode.budget
+
+        def is_over(budget: int) -> bool:
+            return self.mode.with_budget(budget).count(n, limit) > limit
+
+        # The full budget is over the limit and budget 0 is one check. Doubling first keeps the counts small.
+        top = 1
+        while top < self.mode.budget and not is_over(top):
+            top *= 2
+        top = int(min(top, self.mode.budget))
+        return bisect_left(range(1, top + 1), True, key=is_over)
+
+    def _search(self, pieces: Pieces, mode: EraseMode) -> _Search:
+        found = _Search()
+        total = mode.count(len(pieces))
+        seen: set[str] = set()
+        erasures = mode.erasures(len(pieces))
+        size = 1  # the text itself first: it settles most harmful prompts
+        while batch := list(islice(erasures, size)):
+            self._score(pieces, batch, seen, found)
+            if self._progress:
+                self._progress(found.checks, total)
+            if self._early_stop and found.sure:
+                break
+            # Long texts go in small batches, so that progress shows and memory stays bounded.
+            size = max(1, min(self._batch_size, _BATCH_CHARS // len(pieces.text)))
+        return found
+
+    def _score(self, pieces: Pieces, batch: list[Erasure], seen: set[str], found: _Search) -> None:
+        """Score the new, non-blank candidates of a batch and remember what they show."""
+        fresh: dict[str, Erasure] = {}
+        for erasure in batch:
+            view = canonical(pieces.without(erasure.runs))
+            if view and view not in seen:
+                seen.add(view)
+                fresh[view] = erasure
+        found.checks += len(batch)
+        if not fresh:
+            return
+        found.calls += len(fresh)
+        threshold = self.filter.threshold
+        for erasure, score in zip(fresh.values(), score_all(self.filter, list(fresh)), strict=True):
+            found.best = max(found.best, score)
+            if score >= threshold and found.flagged is None:
+                found.flagged = erasure
+            if score >= threshold + self.filter.guard_band and found.sure is None:
+                found.sure = erasure
+
+    def _certificate(self, n: int, witness: Erasure) -> Certificate | None:
+        left = self.mode.left(witness.cost)
+        if left is None:
+            return None
+        budget = self._certified_budget(n, witness.cost, left)
+        return Certificate(
+            label=Label.HARMFUL,
+            threat=self._threat(budget),
+            method=self.method,
+            confidence=1.0,
+            filter=self.filter.digest,
+            assumes=tuple(self._assumptions()),
+            degraded=budget < left,
+        )
+
+    def _certified_budget(self, n: int, spent: int, left: float) -> float:
+        """The largest b <= left such that every text attacked with b is checked to size spent + b, and not refused."""
+        if self._max_checks is None:
+            return left
+
+        def is_out_of_reach(b: int) -> bool:
+            checked = self._budget_within_limit(self.mode.longest(n, b))
+            return checked < (spent + b if self._anytime else self.mode.budget)
+
+        # Erase budget b asks for more than b checks, so b < max_checks.
+        top = int(min(left, self._max_checks))
+        return bisect_left(range(1, top + 1), True, key=is_out_of_reach)
+
+    def _assumptions(self) -> Iterator[str]:
+        yield f"filter {self.filter.name}, threshold {self.filter.threshold!r}, guard band {self.filter.guard_band!r}"
+        yield f"texts are scored in the {VIEW}"
+        yield f"unit {self.units.name} covers {self.units.covers}"
+        yield f"erase budget: {self._threat(self.mode.budget).describe()}"
+        if self._max_checks is not None:
+            beyond = "fewer units are erased" if self._anytime else "it is refused"
+            yield f"at most {self._max_checks} checks per text; beyond them {beyond}"
+        yield f"texts of at most {self._max_chars} code points, {self._max_work or 'any number of'} over all erasures"
+        yield "texts that are longer, or hold NUL bytes or lone surrogates, are refused"

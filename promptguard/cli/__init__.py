@@ -1,0 +1,21 @@
+"""The `promptguard` command. Exit codes: 0 allowed, 1 blocked, 2 usage or configuration error."""
+
+from __future__ import annotations
+
+import typer
+
+from promptguard.cli.bench import bench
+from promptguard.cli.check import certify, check
+from promptguard.cli.filters import filters
+
+app = typer.Typer(
+    name="promptguard",
+    help="Guard LLM applications with a safety filter whose verdict comes with a proof.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(check)
+app.command()(certify)
+app.command()(bench)
+app.command()(filters)

@@ -1,0 +1,176 @@
+"""`promptguard check` and `promptguard certify`: one text, one decision."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from tqdm import tqdm
+
+from promptguard.certify.erase_and_check import MAX_CHECKS
+from promptguard.cli.options import (
+    BLOCKED,
+    AnytimeOption,
+    BlocksOption,
+    DeviceOption,
+    FilterOption,
+    LabelOption,
+    MaxChecksOption,
+    MaxEraseOption,
+    ModeOption,
+    Options,
+    ThresholdOption,
+    UnitOption,
+    configuration,
+    is_terminal,
+    out,
+)
+from promptguard.errors import InvalidArgument
+from promptguard.guard import Decision, Guard, Reason
+from promptguard.types import Verdict
+
+TextArgument = Annotated[str | None, typer.Argument(help="The text; '-' or nothing reads standard input.")]
+FileOption = Annotated[Path | None, typer.Option("--file", help="Read the text from a file (UTF-8).")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def _read(text: str | None, file: Path | None) -> str:
+    """The text to check.
+
+    Raises:
+        InvalidArgument: two sources, a file that cannot be read, or bytes that are not UTF-8.
+    """
+    if text is not None and file is not None:
+        raise InvalidArgument("give a text or --file, not both")
+    if text is not None and text != "-":
+        return text
+    try:
+        data = file.read_bytes() if file else sys.stdin.buffer.read()
+    except OSError as error:
+        raise InvalidArgument(f"cannot read --file: {type(error).__name__}") from None
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InvalidArgument("the text is not UTF-8") from None
+
+
+def _decide(options: Options, text: str | None, file: Path | None) -> Decision:
+    with configuration():
+        content = _read(text, file)
+        bar = tqdm(total=0, unit="check", leave=False, delay=2, disable=not is_terminal())
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        guard = Guard(options.certifier(progress=show))
+    with bar:
+        return guard.check(content)
+
+
+def _verdict(decision: Decision) -> Verdict | None:
+    return decision.parts[0].verdict if decision.parts else None
+
+
+def _table(decision: Decision) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("decision", "[green]allowed[/]" if decision.allowed else "[bold red]blocked[/]")
+    table.add_row("reason", str(decision.reason) + (f" ({decision.error})" if decision.error else ""))
+    verdict = _verdict(decision)
+    if verdict:
+        table.add_row("score", f"{verdict.score:.4f} (threshold {verdict.threshold:.4f})")
+        table.add_row("checks", f"{verdict.checks} ({verdict.calls} scored)")
+        table.add_row("undoes", verdict.threat.describe() if verdict.threat else "nothing")
+        if verdict.witness and verdict.witness.spent:
+            table.add_row("erased", f"{verdict.witness.spent} units, at {_spans(verdict)}")
+    table.add_row("time", f"{decision.milliseconds:.1f} ms")
+    return table
+
+
+def _spans(verdict: Verdict) -> str:
+    chars = verdict.witness.chars if verdict.witness else ()
+    return ", ".join(f"{start}-{stop}" for start, stop in chars)
+
+
+def _meaning(decision: Decision) -> str:
+    """The certificate in a sentence, or why there is none."""
+    if decision.certificate:
+        return decision.certificate.sentence()
+    verdict = _verdict(decision)
+    if decision.reason is Reason.OVER_BUDGET:
+        return "No certificate: too many checks are needed. Lower --max-erase, raise --max-checks, or say --anytime."
+    if verdict is None:
+        return "No certificate: the text could not be checked, and what cannot be checked is blocked."
+    if decision.allowed and verdict.threat:
+        return (
+            f"No certificate: 'safe' is never certified. No erasure that undoes {verdict.threat.describe()} "
+            "was flagged by this filter."
+        )
+    return "No certificate: the text is flagged, but nothing is proved about further changes to it."
+
+
+def _finish(decision: Decision) -> None:
+    if not decision.allowed:
+        raise typer.Exit(BLOCKED)
+
+
+def check(
+    text: TextArgument = None,
+    file: FileOption = None,
+    filter_: FilterOption = "minilm",
+    mode: ModeOption = "suffix",
+    max_erase: MaxEraseOption = "20",
+    blocks: BlocksOption = 1,
+    unit: UnitOption = "word",
+    threshold: ThresholdOption = None,
+    label: LabelOption = None,
+    device: DeviceOption = "cpu",
+    max_checks: MaxChecksOption = MAX_CHECKS,
+    anytime: AnytimeOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Allow or block a text. Exit code 0: allowed, 1: blocked, 2: usage or configuration error."""
+    options = Options(filter_, mode, max_erase, blocks, unit, threshold, label, device, max_checks, anytime)
+    decision = _decide(options, text, file)
+    if as_json:
+        typer.echo(json.dumps(decision.to_dict()))
+    else:
+        out.print(_table(decision))
+    _finish(decision)
+
+
+def certify(
+    text: TextArgument = None,
+    file: FileOption = None,
+    filter_: FilterOption = "minilm",
+    mode: ModeOption = "suffix",
+    max_erase: MaxEraseOption = "20",
+    blocks: BlocksOption = 1,
+    unit: UnitOption = "word",
+    threshold: ThresholdOption = None,
+    label: LabelOption = None,
+    device: DeviceOption = "cpu",
+    max_checks: MaxChecksOption = MAX_CHECKS,
+    anytime: AnytimeOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the certificate of a text and its exact meaning. Exit codes as for check."""
+    options = Options(filter_, mode, max_erase, blocks, unit, threshold, label, device, max_checks, anytime)
+    decision = _decide(options, text, file)
+    if as_json:
+        certificate = decision.certificate.to_dict() if decision.certificate else None
+        about = {"allowed": decision.allowed, "reason": str(decision.reason), "error": decision.error}
+        typer.echo(json.dumps(about | {"certificate": certificate, "meaning": _meaning(decision)}))
+    else:
+        out.print(_table(decision))
+        out.print()
+        out.print(_meaning(decision), highlight=False)
+        if decision.certificate:
+            out.print(f"Filter {decision.certificate.filter}.", style="dim", highlight=False)
+            for assumption in decision.certificate.assumes:
+                out.print(f"- {assumption}", style="dim", highlight=False, markup=False)
+    _finish(decision)

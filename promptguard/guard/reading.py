@@ -1,0 +1,205 @@
+"""From a request to the texts that must be checked.
+
+Every string in a message that is not from a trusted role is text: content, names, tool calls, reasoning, ids, fields
+that nobody has heard of. Each is checked alone, each turn is checked as a whole, and the turns are checked joined,
+because a payload can be split over any of them. Parts of one message are joined both with nothing and with a line
+break between them, since chat templates do either. What is not text is reported as unscannable, never skipped.
+Text is taken as written: escapes and encodings inside it are not decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from promptguard.guard.policy import Policy
+
+_TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal"})
+_TEXT_KEYS = frozenset({"text", "refusal"})
+# Fields of a message that may hold structures; of any other field only strings are read.
+_FIELDS = frozenset({
+    "name", "tool_calls", "function_call", "tool_call_id", "id", "reasoning", "reasoning_content", "thinking",
+    "refusal", "annotations",
+})  # fmt: skip
+# Words of the formats themselves, which carry no message: names of fields, and values of "type".
+_KEYS = _FIELDS | frozenset({
+    "type", "function", "index", "arguments", "description", "parameters", "properties", "required", "items", "enum",
+    "default", "title", "text", "content", "strict", "additionalProperties", "anyOf", "oneOf", "allOf", "return",
+    "cache_control",
+})  # fmt: skip
+_TYPES = frozenset(
+    {"function", "custom", "object", "string", "number", "integer", "boolean", "array", "null", "text", "ephemeral"}
+)
+_OFTEN_EMPTY = _KEYS | frozenset({"audio", "parsed", "images", "files", "logprobs", "reasoning_details", "prefix"})
+_MAX_DEPTH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A text and where it comes from."""
+
+    where: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a request holds: distinct texts to check, and the places of what is not text."""
+
+    pieces: tuple[Piece, ...]
+    unscannable: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    where: str
+    content: tuple[Piece, ...]
+    others: tuple[Piece, ...] = ()
+
+    @property
+    def texts(self) -> list[Piece]:
+        return [piece for piece in (*self.content, *self.others) if piece.text.strip()]
+
+    def joined(self, glue: str) -> str:
+        content = glue.join(piece.text for piece in self.content)
+        return "\n".join(text for text in (content, *(piece.text for piece in self.others)) if text)
+
+
+def read(x: object, policy: Policy, context: Sequence[str] = ()) -> Reading:
+    """The texts of a request.
+
+    Args:
+        x: a text, or a list of messages.
+        policy: known and trusted roles.
+        context: texts that reach the model together with x.
+    """
+    reader = _Reader(policy)
+    before = tuple(Piece(f"context[{i}]", text) for i, text in enumerate(context))
+    if isinstance(x, str):
+        # Context may be glued to a plain text, as a prefix is.
+        turns = [_Turn("text", (*before, Piece("text", x)))]
+    elif isinstance(x, list | tuple):
+        turns = [_Turn("context", before), *reader.turns(x)]
+    else:
+        reader.unscannable.append("input")
+        turns = [_Turn("context", before)]
+    distinct: dict[str, Piece] = {}
+    for piece in _to_check([turn for turn in turns if turn.texts]):
+        distinct.setdefault(piece.text, piece)
+    return Reading(tuple(distinct.values()), tuple(reader.unscannable))
+
+
+def _to_check(turns: list[_Turn]) -> Iterator[Piece]:
+    for turn in turns:
+        match turn.texts:
+            case [only]:
+                yield Piece(turn.where, only.text)
+            case several:
+                yield from several
+                yield from (Piece(turn.where, turn.joined(glue)) for glue in ("", "\n"))
+    if len(turns) > 1:
+        yield from (Piece("conversation", "\n".join(turn.joined(glue) for turn in turns)) for glue in ("", "\n"))
+
+
+class _Reader:
+    """Reads messages; what it cannot read is listed in `unscannable`."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.unscannable: list[str] = []
+
+    def turns(self, messages: Sequence[object]) -> Iterator[_Turn]:
+        for i, message in enumerate(messages):
+            where = f"messages[{i}]"
+            if not isinstance(message, dict):
+                self.unscannable.append(where)
+                yield _Turn(where, (), tuple(self._strings(message, where)))
+                continue
+            role = message.get("role")
+            if isinstance(role, str) and role in self._policy.trusted_roles:
+                continue
+            if not isinstance(role, str) or role not in self._policy.roles:
+                self.unscannable.append(f"{where}.role")  # its text is read all the same
+            yield self._turn(message, where)
+
+    def _turn(self, message: dict[object, object], where: str) -> _Turn:
+        content: list[Piece] = []
+        others: list[Piece] = []
+        for key, value in message.items():
+            if key == "content":
+                content = self._content(value, f"{where}.content", others)
+            elif isinstance(key, str) and key in _FIELDS:
+                others.extend(self._strings(value, f"{where}.{key}"))
+            elif key != "role":
+                others.extend(self._unknown(key, value, f"{where}.other"))
+        return _Turn(where, tuple(content), tuple(others))
+
+    def _content(self, content: object, where: str, others: list[Piece]) -> list[Piece]:
+        if content is None:
+            return []
+        if isinstance(content, str):
+            return [Piece(where, content)]
+        if not isinstance(content, list | tuple):
+            self.unscannable.append(where)
+            others.extend(self._strings(content, where))  # a policy may let it pass, but not its text
+            return []
+        return [piece for i, part in enumerate(content) for piece in self._part(part, f"{where}[{i}]", others)]
+
+    def _part(self, part: object, where: str, others: list[Piece]) -> Iterable[Piece]:
+        if isinstance(part, str):
+            return [Piece(where, part)]
+        if not isinstance(part, dict) or not _is_text_part(part):
+            self.unscannable.append(where)
+            others.extend(piece for piece in self._strings(part, where) if not piece.text.startswith("data:"))
+            return []
+        for key, value in part.items():
+            if key not in _TEXT_KEYS and key != "type":
+                others.extend(self._strings({key: value}, where))
+        return [Piece(where, part[key]) for key in ("text", "refusal") if key in part]
+
+    def _unknown(self, key: object, value: object, where: str) -> Iterator[Piece]:
+        is_empty = value is None or (isinstance(value, list | tuple | dict) and not value)
+        if is_empty and isinstance(key, str):
+            if key not in _OFTEN_EMPTY:  # templates that print a message print its keys
+                yield Piece(where, key)
+            return
+        if not isinstance(key, str) or not isinstance(value, str | int | float):
+            self.unscannable.append(where)
+            return
+        yield Piece(where, key)
+        yield from self._strings(value, where)
+
+    def _strings(self, value: object, where: str, depth: int = 0) -> Iterator[Piece]:
+        """Every string inside; numbers, booleans and None hold none."""
+        if isinstance(value, str):
+            yield Piece(where, value)
+        elif depth > _MAX_DEPTH or not isinstance(value, dict | list | tuple | int | float | None):
+            self.unscannable.append(where)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                yield from self._entry(key, item, where, depth)
+        elif isinstance(value, list | tuple):
+            for i, item in enumerate(value):
+                yield from self._strings(item, f"{where}[{i}]", depth + 1)
+
+    def _entry(self, key: object, item: object, where: str, depth: int) -> Iterator[Piece]:
+        if not isinstance(key, str):
+            self.unscannable.append(where)
+        elif key not in _KEYS:
+            yield Piece(where, key)
+            yield from self._strings(item, where, depth + 1)
+        elif not (key == "type" and isinstance(item, str) and item in _TYPES):
+            yield from self._strings(item, f"{where}.{key}", depth + 1)
+
+
+def _is_text_part(part: dict[object, object]) -> bool:
+    kind = part.get("type")
+    texts = [part[key] for key in _TEXT_KEYS if key in part]
+    return isinstance(kind, str) and kind in _TEXT_PARTS and bool(texts) and all(isinstance(t, str) for t in texts)
+
+
+def strings_of(value: object) -> tuple[str, ...] | None:
+    """Every string inside a structure of dicts and lists, or None if something in it is not text."""
+    reader = _Reader(Policy())
+    strings = tuple(piece.text for piece in reader._strings(value, "context"))
+    return None if reader.unscannable else strings

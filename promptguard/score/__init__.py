@@ -1,0 +1,105 @@
+"""Stage 3, candidates to scores: filters of every kind behind one `Filter` protocol.
+
+Any function `Sequence[str] -> Sequence[float]` is a filter (`as_filter`); `load_filter` makes one from a word on a
+command line. Importing this package costs nothing: torch and transformers load with the first filter that needs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from promptguard.errors import InvalidArgument, UnknownName
+from promptguard.registry import lookup, names
+from promptguard.score import paths
+from promptguard.types import Filter
+
+GROUP = "promptguard.score"
+KINDS = {
+    "callable": "promptguard.score.callables:CallableFilter",
+    "keyword": "promptguard.score.keyword:KeywordFilter",
+    "hf": "promptguard.score.hf:HFFilter",
+    "bundled": "promptguard.score.bundled:load_bundled",
+}
+
+_TYPE_ERROR = "a filter is an object with name, digest, threshold and guard_band, or a function of a list of texts"
+
+
+def as_filter(
+    obj: Filter | Callable[[Sequence[str]], Sequence[float]], *, threshold: float = 0.5, name: str | None = None
+) -> Filter:
+    """A filter from whatever scores texts.
+
+    Args:
+        obj: a `Filter`, returned unchanged (its own threshold counts), or a function of n texts that returns n scores.
+        threshold: scores at or above it are harmful; for functions.
+        name: for people; for functions, default the function's qualified name.
+
+    Raises:
+        InvalidArgument: `obj` is neither, or `threshold` is not finite.
+    """
+    if isinstance(obj, Filter):
+        return obj
+    if not callable(obj):
+        raise InvalidArgument(f"cannot make a filter of a {type(obj).__name__}: {_TYPE_ERROR}")
+    return cast(Filter, _kind("callable")(obj, threshold=threshold, name=name))
+
+
+def load_filter(
+    spec: str,
+    *,
+    threshold: float | None = None,
+    label: str | int | Sequence[str | int] | None = None,
+    family: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Filter:
+    """A filter by name.
+
+    Args:
+        spec: the name of a bundled filter, `keyword:word,word`, a path to a folder with a sequence classifier, or the
+            id of one on the hub (`org/name`). A bundled name wins over a folder of that name: write `./name`. Third
+            parties' kinds (entry point group `promptguard.score`) are called with (spec, threshold=threshold) for
+            `kind` and `kind:...`.
+        threshold: scores at or above it are harmful; default the filter's own, else 0.5.
+        label: the harmful label(s) of a classifier, by name or index; default what its family says.
+        family: a name in `promptguard.score.families.FAMILIES`, for classifiers whose labels say nothing.
+        device: where a classifier runs, for instance "cpu" or "cuda".
+        dtype: precision of a classifier, "float32" or "bfloat16".
+
+    Raises:
+        UnknownName: nothing has this name; the message lists what has one.
+        LabelError: the harmful label is unknown.
+        WeightsError: weights are missing, pickled, or not what their digest says.
+        MissingDependency: the base model of a bundled filter is not installed.
+    """
+    labelled = label is not None or family is not None
+    if spec.startswith("keyword:"):
+        if labelled:
+            raise InvalidArgument("a keyword filter has no labels: drop label and family")
+        words = [word for word in spec.removeprefix("keyword:").split(",") if word.strip()]
+        return cast(Filter, _kind("keyword")(words, threshold=0.5 if threshold is None else threshold))
+    name = spec.partition(":")[0]
+    if name not in KINDS and name in names(KINDS, GROUP):  # a third party's kind reads the rest of spec itself
+        return cast(Filter, _kind(name)(spec, threshold=threshold))
+    if spec in bundled_names():
+        if labelled:
+            raise InvalidArgument("a bundled filter knows its harmful label: drop label and family")
+        return cast(Filter, _kind("bundled")(spec, threshold=threshold, device=device, dtype=dtype))
+    if Path(spec).is_dir() or paths.is_hub_id(spec):
+        options: dict[str, Any] = {"label": label, "family": family, "device": device, "dtype": dtype}
+        return cast(Filter, _kind("hf").load(spec, threshold=threshold, **options))
+    raise UnknownName(
+        f"unknown filter {spec!r}: bundled are {', '.join(bundled_names()) or 'none'}; other forms are "
+        "keyword:word,word, a path to a model folder, and a hub id such as org/name"
+    )
+
+
+def bundled_names() -> list[str]:
+    """The filters that ship with promptguard, sorted."""
+    return paths.bundled_names()
+
+
+def _kind(name: str) -> Any:
+    return lookup(KINDS, GROUP, name)

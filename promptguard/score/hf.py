@@ -1,0 +1,289 @@
+"""Any transformers sequence classifier as a filter.
+
+A text becomes overlapping windows of token ids, each window a row of logits, each row a probability of harm in float64;
+the score is the largest. Nothing is truncated, no code of the model is run, and only safetensors are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from promptguard.errors import FilterError, InvalidArgument, discreetly
+from promptguard.score import checkpoint
+from promptguard.score.batches import pack, pad
+from promptguard.score.families import Activation
+from promptguard.score.introspect import (
+    GUARD_BANDS,
+    default_guard_band,
+    default_window,
+    model_digest,
+    position_limit,
+    refuse_quantised,
+)
+from promptguard.score.labels import LabelChoice, readout
+from promptguard.score.windows import Window, WindowTokenizer
+from promptguard.types import MaskGradient
+
+# Small batches stay in a CPU's cache (478 texts on two cores: 1.2 s at 2048 tokens, 1.8 s at 16384).
+_BATCH_TOKENS_CPU = 2048
+_BATCH_TOKENS = 16384
+_PROBE = ("stop", "The quick brown fox jumps over the lazy dog, again and again.")
+
+
+class HFFilter:
+    """The probability that a classifier gives to its harmful labels, as a `DifferentiableFilter`.
+
+    A text without a single token (the empty string, for a tokenizer without special tokens) scores 0.0.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        label: LabelChoice | None = None,
+        activation: Activation | str | None = None,
+        family: str | None = None,
+        threshold: float = 0.5,
+        window: int | None = None,
+        overlap: int | None = None,
+        batch_tokens: int | None = None,
+        name: str | None = None,
+        guard_band: float | None = None,
+    ) -> None:
+        """Make the filter; the model is put into evaluation mode and must keep its weights from then on.
+
+        Args:
+            model: a transformers `...ForSequenceClassification` in float32 or bfloat16, on its device.
+            tokenizer: its fast tokenizer; copied.
+            label: harmful label(s) by name or index. Softmax adds their probabilities, sigmoid takes the largest.
+                None asks the table in `promptguard.score.families`; nothing is guessed.
+            activation: "softmax" or "sigmoid"; None asks the family, then the configuration's `problem_type`.
+            family: the family of a model whose labels are only called LABEL_0, LABEL_1.
+            threshold: scores at or above it are harmful.
+            window: tokens that the model reads at once, special ones included; default the most it accepts.
+            overlap: tokens that neighbouring windows share; default a quarter of the window.
+            batch_tokens: tokens in one forward pass, padding included; default 2048 on a CPU, 16384 elsewhere.
+            name: for people; default the model's repository or folder.
+            guard_band: how far a score may move with its batch; default 1e-4 in float32 and 5e-2 in bfloat16.
+
+        Raises:
+            LabelError: the harmful label is unknown or ambiguous.
+            InvalidArgument: threshold, window, overlap, batch_tokens, guard_band or tokenizer cannot be used.
+            FilterError: the model is quantised, fails, or scores a text differently in different batches.
+        """
+        refuse_quantised(model)
+        repository = name or str(getattr(model.config, "_name_or_path", "") or "")
+        self._readout = readout(model.config, label=label, activation=activation, family=family, repository=repository)
+        window = default_window(model, tokenizer) if window is None else window
+        if window > (position_limit(model) or window):
+            raise InvalidArgument(f"window {window} is over the {position_limit(model)} positions of the model")
+        self._tokenizer = WindowTokenizer(tokenizer, window, window // 4 if overlap is None else overlap)
+        self.tokenizer = tokenizer
+        self._model = model.eval()
+        self.name = name or Path(repository).name or type(model).__name__
+        self.threshold = _finite("threshold", threshold)
+        if not 0.0 <= self.threshold <= 1.0:
+            raise InvalidArgument(f"threshold is {threshold}; scores are probabilities, so it must be in [0, 1]")
+        self.guard_band = default_guard_band(model.dtype) if guard_band is None else _finite("guard_band", guard_band)
+        if batch_tokens is None:
+            batch_tokens = _BATCH_TOKENS_CPU if model.device.type == "cpu" else _BATCH_TOKENS
+        if batch_tokens < 1 or self.guard_band < 0:
+            raise InvalidArgument("batch_tokens must be at least 1 and guard_band at least 0")
+        # Decoders find the end of a text by its padding: without a padding id they take one text at a time.
+        self._pad_id = model.config.get_text_config().pad_token_id
+        self._batch_tokens = 1 if self._pad_id is None else batch_tokens
+        # Padding on the right keeps the positions of the text; models that want it on the left get none at all.
+        self._equal = getattr(tokenizer, "padding_side", "right") != "right"
+        self._types = "token_type_ids" in tokenizer.model_input_names and "token_type_ids" in _arguments(model)
+        self._probe()
+
+    @classmethod
+    def load(
+        cls,
+        path_or_hub_id: str | Path,
+        *,
+        label: LabelChoice | None = None,
+        family: str | None = None,
+        threshold: float | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        revision: str | None = None,
+    ) -> HFFilter:
+        """Load a classifier from a local folder, or from the hub cache or the hub.
+
+        Args:
+            path_or_hub_id: a folder with `config.json`, tokenizer and safetensors, or `org/name`.
+            label: as for the constructor.
+            family: as for the constructor.
+            threshold: scores at or above it are harmful; default 0.5.
+            device: for instance "cpu" or "cuda".
+            dtype: "float32" or "bfloat16".
+            revision: commit, tag or branch on the hub.
+
+        Raises:
+            UnknownName: there is no such folder or repository.
+            WeightsError: weights are missing, incomplete, pickled or need code, or the hub cannot be reached.
+            LabelError: the harmful label is unknown or ambiguous.
+            InvalidArgument: `device` or `dtype` cannot be used.
+        """
+        loaded = checkpoint.load(checkpoint.fetch(path_or_hub_id, revision), device=device, dtype=dtype)
+        # A hub snapshot lies in a folder named after a commit; the family is known by the repository's own name.
+        loaded.model.config._name_or_path = str(path_or_hub_id)
+        chosen = 0.5 if threshold is None else threshold
+        return cls(loaded.model, loaded.tokenizer, label=label, family=family, threshold=chosen)
+
+    @property
+    def window(self) -> int:
+        """Tokens that the model reads at once, special ones included."""
+        return self._tokenizer.window
+
+    @property
+    def overlap(self) -> int:
+        """Tokens that neighbouring windows share."""
+        return self._tokenizer.overlap
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of everything that decides a score: model, tokenizer, labels, activation, precision, windows."""
+        parts = {
+            "model": model_digest(self._model),
+            "tokenizer": self._tokenizer.digest,
+            "harmful": self._readout.harmful,
+            "activation": self._readout.activation,
+            "dtype": str(self._model.dtype),
+            "window": self.window,
+            "overlap": self.overlap,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def __call__(self, texts: Sequence[str]) -> list[float]:
+        """One probability of harm per text, float64.
+
+        Raises:
+            FilterError: the tokenizer refuses a text, the model fails, is in training mode, or gives NaN.
+        """
+        if isinstance(texts, str):
+            raise FilterError(f"filter {self.name} takes a list of texts, not one string")
+        owners: list[int] = []
+        windows: list[Window] = []
+        for index, parts in enumerate(self._tokenizer(texts)):
+            filled = [part for part in parts if part.ids]
+            owners += [index] * len(filled)
+            windows += filled
+        scores = [0.0] * len(texts)
+        for index, score in zip(owners, self._score(windows), strict=True):
+            scores[index] = max(scores[index], score)
+        return scores
+
+    def mask_gradient(self, pieces: Sequence[str], mask: Sequence[float]) -> MaskGradient:
+        """Score and gradient with the token embeddings of piece i multiplied by mask[i]; special tokens stay whole.
+
+        Args:
+            pieces: the text, cut; the joined text is tokenised, and a token belongs to the piece with its first
+                character that is no white space.
+            mask: one number in [0, 1] per piece.
+
+        Raises:
+            InvalidArgument: mask and pieces differ in length, a value is outside [0, 1], or the text is over a window.
+            FilterError: the tokenizer refuses the text, or the model fails or takes no embeddings.
+        """
+        if len(mask) != len(pieces) or not all(0.0 <= value <= 1.0 for value in mask):
+            raise InvalidArgument("mask must hold one number in [0, 1] per piece")
+        self._refuse_training()
+        found = self._tokenizer.attribute(pieces)
+        if not found.window.ids:
+            return MaskGradient(0.0, (0.0,) * len(pieces))
+        with torch.inference_mode(False), torch.enable_grad():
+            soft = torch.tensor([*mask, 1.0], dtype=torch.float32, device=self._model.device, requires_grad=True)
+            weights = soft[[len(pieces) if owner is None else owner for owner in found.owners]]
+            batch = self._batch([found.window])
+            embedded = self._embeddings(batch.pop("input_ids"))
+            batch["inputs_embeds"] = embedded * weights.to(embedded.dtype)[None, :, None]
+            score = self._harm(self._logits(batch))[0]
+            # Not backward(): the parameters' own gradients must stay untouched.
+            (gradient,) = torch.autograd.grad(score, soft)
+        if not bool(torch.isfinite(gradient).all()):
+            raise FilterError(f"the model of filter {self.name} gave a gradient that is not finite")
+        return MaskGradient(float(score.detach()), tuple(gradient[:-1].tolist()))
+
+    @torch.inference_mode()
+    def _score(self, windows: Sequence[Window]) -> list[float]:
+        """Harm of each window, in order."""
+        self._refuse_training()
+        scores = [0.0] * len(windows)
+        for batch in pack([len(window.ids) for window in windows], self._batch_tokens, equal=self._equal):
+            harm = self._harm(self._logits(self._batch([windows[index] for index in batch]))).tolist()
+            for index, score in zip(batch, harm, strict=True):
+                scores[index] = score
+        return scores
+
+    def _batch(self, windows: Sequence[Window]) -> dict[str, torch.Tensor]:
+        rows = pad(windows, self._pad_id or 0)
+        if not self._types:
+            del rows["token_type_ids"]
+        return {key: torch.tensor(value, device=self._model.device) for key, value in rows.items()}
+
+    def _logits(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        # Autocast that the caller has on would change the scores, and is another thing in another thread.
+        with torch.autocast(self._model.device.type, enabled=False):
+            logits: torch.Tensor = discreetly(f"the model of filter {self.name}", lambda: self._model(**batch).logits)
+        if not bool(torch.isfinite(logits).all()):
+            raise FilterError(f"the model of filter {self.name} gave logits that are not finite: check its weights")
+        return logits
+
+    def _embeddings(self, ids: torch.Tensor) -> torch.Tensor:
+        what = f"the embedding layer of filter {self.name}"
+        return discreetly(what, lambda: torch.as_tensor(self._model.get_input_embeddings()(ids)))
+
+    def _harm(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits of shape (batch, labels) to float64 probabilities of shape (batch,)."""
+        exact = logits.cpu().double()
+        if self._readout.activation is Activation.SIGMOID:
+            return torch.sigmoid(exact[:, self._readout.harmful]).amax(dim=1)
+        return torch.softmax(exact, dim=1)[:, self._readout.harmful].sum(dim=1)
+
+    def _refuse_training(self) -> None:
+        # Dropout would make the score random, and a model in training may have other weights than its digest says.
+        if any(module.training for module in self._model.modules()):
+            raise FilterError(f"the model of filter {self.name} is in training mode: make a new filter when it is done")
+
+    @torch.inference_mode()
+    def _probe(self) -> None:
+        """Check on two short texts that neighbours in a batch, and then padding, leave a score alone."""
+        short, long = (parts[0] for parts in self._tokenizer(_PROBE))
+        size = min(len(short.ids), len(long.ids))
+        if size == 0:
+            return
+        short = Window(short.ids[:size], short.types[:size])
+        alone = self._score([short])[0]
+        if self._batch_tokens == 1:
+            return
+        allowed = max(self.guard_band, GUARD_BANDS[torch.float32])
+        for other in (Window(long.ids[:size], long.types[:size]), long):
+            together = float(self._harm(self._logits(self._batch([short, other])))[0])
+            if abs(together - alone) <= allowed:
+                continue
+            if len(other.ids) == size:
+                raise FilterError(f"the score of filter {self.name} depends on the other texts in a batch")
+            # Fourier mixing and convolutions read the padding; such models get batches of one length.
+            self._equal = True
+
+
+def _arguments(model: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(model.forward).parameters)
+
+
+def _finite(argument: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise InvalidArgument(f"{argument} is {value}; it must be a finite number")
+    return float(value)

@@ -1,0 +1,300 @@
+"""The vocabulary of promptguard: what a verdict says, and the seams between the stages.
+
+A *filter* F scores texts for harm. An *attack* turns a prompt P into a text x that a `Threat` reaches. A *certifier*
+answers for x with a `Verdict`; when the verdict is "harmful" it may carry a `Certificate`, which states exactly which
+further attacks cannot change it. "Safe" is never certified.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol, runtime_checkable
+
+
+class Label(StrEnum):
+    """What a certifier says of a text."""
+
+    HARMFUL = "harmful"
+    SAFE = "safe"
+    ABSTAIN = "abstain"
+
+
+@dataclass(frozen=True, slots=True)
+class Threat:
+    """What an attacker may do to a prompt.
+
+    Attributes:
+        kind: how text is added, for instance "suffix", "insertion" or "infusion".
+        budget: units that may be added; in each block for insertion. `math.inf` is unlimited.
+        unit: what the budget counts, for instance "char", "word" or "token:<digest>".
+        blocks: contiguous blocks that insertion may add; 1 elsewhere.
+    """
+
+    kind: str
+    budget: float
+    unit: str
+    blocks: int = 1
+
+    def describe(self) -> str:
+        """The threat in words, for instance "up to 20 words appended"."""
+        amount = "any number of" if math.isinf(self.budget) else f"up to {self.budget}"
+        kind = self.unit.partition(":")[0]
+        unit = {"char": "character", "word": "whole word"}.get(kind, kind) + ("" if self.budget == 1 else "s")
+        if self.kind == "insertion":
+            blocks = "one block" if self.blocks == 1 else f"up to {self.blocks} blocks"
+            return f"{blocks} of {amount} {unit}{' each' if self.blocks > 1 else ''} inserted anywhere"
+        how = {"suffix": "appended", "infusion": "inserted anywhere, one by one"}
+        return f"{amount} {unit} {how.get(self.kind, f'({self.kind})')}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; an unlimited budget is written "unlimited"."""
+        budget = "unlimited" if math.isinf(self.budget) else int(self.budget)
+        return {"kind": self.kind, "budget": budget, "unit": self.unit, "blocks": self.blocks}
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """No text that `threat` reaches from the checked text changes the label, with at least `confidence`.
+
+    The statement is about one procedure: the filter with digest `filter` (weights, label, precision, tokenizer), run by
+    `method` with the threshold and settings in `assumes`. It says nothing about other filters or other edits.
+
+    Attributes:
+        label: the label that cannot change; erase-and-check certifies HARMFUL only.
+        threat: what may be done to the checked text from here on.
+        method: the certifier, for instance "erase-and-check".
+        confidence: probability that the statement is true; 1.0 for deterministic methods.
+        filter: digest of the filter.
+        assumes: the conditions under which it holds, in words.
+        degraded: True when a limit of checks made `threat` smaller than what was asked for.
+    """
+
+    label: Label
+    threat: Threat
+    method: str
+    confidence: float
+    filter: str
+    assumes: tuple[str, ...] = ()
+    degraded: bool = False
+
+    def sentence(self) -> str:
+        """The exact meaning in one sentence."""
+        if self.threat.budget == 0:
+            return f"This very text stays {self.label}; nothing may be added to it ({self.method})."
+        sure = "" if self.confidence == 1.0 else f" with probability at least {self.confidence:.6g}"
+        less = " A limit of checks made this less than was asked for." if self.degraded else ""
+        return f"With {self.threat.describe()}, this text stays {self.label}{sure} ({self.method}).{less}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "label": str(self.label),
+            "threat": self.threat.to_dict(),
+            "method": self.method,
+            "confidence": self.confidence,
+            "filter": self.filter,
+            "assumes": list(self.assumes),
+            "degraded": self.degraded,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """The erasure that shows the harm.
+
+    Attributes:
+        spent: what it costs in the unit of the budget; 0 when the text itself is flagged.
+        units: half-open ranges of erased units.
+        chars: the same ranges as code point offsets into the checked text.
+    """
+
+    spent: int
+    units: tuple[tuple[int, int], ...]
+    chars: tuple[tuple[int, int], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"spent": self.spent, "units": [list(r) for r in self.units], "chars": [list(r) for r in self.chars]}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A certifier's answer for one text.
+
+    Attributes:
+        label: HARMFUL, SAFE or ABSTAIN.
+        score: the largest filter score seen; the maximum over all erasures unless the certifier stopped early.
+        threshold: scores at or above it are harmful.
+        calls: texts that the filter scored.
+        checks: erasures covered by these calls (duplicates are scored once).
+        threat: the attacks that this procedure undoes; smaller than asked for when `degraded`.
+        certificate: what cannot change, or None.
+        witness: the cheapest erasure that is flagged beyond the guard band, else the cheapest flagged, or None.
+        degraded: True when a limit of checks cut the erasures short.
+    """
+
+    label: Label
+    score: float
+    threshold: float
+    calls: int
+    checks: int
+    threat: Threat | None = None
+    certificate: Certificate | None = None
+    witness: Witness | None = None
+    degraded: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; it contains no part of the checked text."""
+        return {
+            "label": str(self.label),
+            "score": self.score,
+            "threshold": self.threshold,
+            "calls": self.calls,
+            "checks": self.checks,
+            "threat": self.threat.to_dict() if self.threat else None,
+            "certificate": self.certificate.to_dict() if self.certificate else None,
+            "witness": self.witness.to_dict() if self.witness else None,
+            "degraded": self.degraded,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """One way to erase units of a text.
+
+    Attributes:
+        cost: the smallest budget that allows it.
+        runs: half-open ranges of erased units, ascending, not touching each other.
+    """
+
+    cost: int
+    runs: tuple[tuple[int, int], ...]
+
+
+class Units(Protocol):
+    """A way to cut text into pieces. Law: `"".join(units(text)) == text`, no piece is empty."""
+
+    @property
+    def name(self) -> str:
+        """What a budget counts: "char", "word", "token:<digest>"."""
+        ...
+
+    @property
+    def covers(self) -> str:
+        """Which string attacks a budget in this unit covers, in words."""
+        ...
+
+    def __call__(self, text: str) -> list[str]:
+        """Cut the text."""
+        ...
+
+
+class EraseMode(Protocol):
+    """The erasures E(x) that undo one kind of attack.
+
+    Law: if the units of x are those of P with units added as `threat` allows, then one of `erasures` leaves P's.
+    """
+
+    @property
+    def kind(self) -> str:
+        """The threat's kind."""
+        ...
+
+    @property
+    def budget(self) -> float:
+        """Units erased at most (in each block, for insertion)."""
+        ...
+
+    @property
+    def blocks(self) -> int:
+        """Blocks erased at most; 1 where there is no such limit."""
+        ...
+
+    def with_budget(self, budget: float) -> EraseMode:
+        """The same mode with another budget."""
+        ...
+
+    def erasures(self, n: int) -> Iterator[Erasure]:
+        """All erasures of n units, lazily, cheapest first, no kept set twice. The first erases nothing."""
+        ...
+
+    def count(self, n: int, limit: int | None = None) -> int:
+        """How many erasures `erasures(n)` yields, without listing them.
+
+        With a `limit`, a count above it may be answered by any number above it, which keeps the question cheap.
+        """
+        ...
+
+    def longest(self, n: int, budget: int) -> int:
+        """Units of the longest text that an attack with `budget` makes of n units."""
+        ...
+
+    def left(self, spent: int) -> float | None:
+        """Budget of the further attacks that cannot hide a witness of this cost; None if there is no such budget."""
+        ...
+
+
+@runtime_checkable
+class Filter(Protocol):
+    """A safety filter: texts in, harm scores out. `promptguard.score.as_filter` makes one of any callable."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Identity of the function that is certified: weights, label, precision, tokenizer."""
+        ...
+
+    @property
+    def threshold(self) -> float:
+        """Scores at or above it are harmful."""
+        ...
+
+    @property
+    def guard_band(self) -> float:
+        """How far a score may move with the composition of a batch, rounded up generously; 0 if it never moves."""
+        ...
+
+    def __call__(self, texts: Sequence[str]) -> Sequence[float]:
+        """One finite score per text; higher is more harmful."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MaskGradient:
+    """Derivative of a filter's score by an erasure mask.
+
+    Attributes:
+        score: the filter's score at the mask.
+        gradient: d score / d mask, one number per piece.
+    """
+
+    score: float
+    gradient: tuple[float, ...]
+
+
+@runtime_checkable
+class DifferentiableFilter(Filter, Protocol):
+    """A filter whose score can be differentiated by a soft erasure mask on the embeddings."""
+
+    def mask_gradient(self, pieces: Sequence[str], mask: Sequence[float]) -> MaskGradient:
+        """Score and gradient with the embeddings of piece i multiplied by mask[i] in [0, 1]."""
+        ...
+
+
+class Certifier(Protocol):
+    """The one interface: a text (or tensor) in, a `Verdict` out."""
+
+    def certify(self, x: str) -> Verdict:
+        """Check x.
+
+        Raises:
+            PromptGuardError: x cannot be checked; callers that must not fail open treat this as a block.
+        """
+        ...
