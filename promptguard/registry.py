@@ -20,8 +20,14 @@ def names(table: Mapping[str, str], group: str) -> list[str]:
     return [*table, *sorted(point.name for point in entry_points(group=group) if point.name not in table)]
 
 
-def lookup(table: Mapping[str, str], group: str, name: str) -> Any:
+def lookup(table: Mapping[str, str], group: str, name: str, what: str) -> Any:
     """The object behind a name.
+
+    Args:
+        table: built-in names to "module:attribute".
+        group: entry point group of third parties.
+        name: what is looked for.
+        what: what it is called in an error, for instance "erase mode".
 
     Raises:
         UnknownName: nothing is registered under it; the message lists what is and suggests the nearest.
@@ -34,4 +40,4 @@ def lookup(table: Mapping[str, str], group: str, name: str) -> Any:
     known = names(table, group)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UnknownName(f"unknown {group.rpartition('.')[2]} {name!r}: known are {', '.join(known)}{hint}")
+    raise UnknownName(f"unknown {what} {name!r}: known are {', '.join(known)}{hint}")

@@ -76,9 +76,9 @@ def test_every_part_in_a_folder_has_its_line(folder: str) -> None:
 def test_every_name_is_looked_up_and_unknown_ones_are_refused(folder: str) -> None:
     table, group = registries()[folder], f"promptguard.{folder}"
     assert [n for n in names(table, group) if n in table] == list(table)
-    assert all(callable(lookup(table, group, name)) for name in table)
+    assert all(callable(lookup(table, group, name, "part")) for name in table)
     with pytest.raises(UnknownName, match="known are") as caught:
-        lookup(table, group, "no-such-part")
+        lookup(table, group, "no-such-part", "part")
     assert all(name in str(caught.value) for name in table)
 
 

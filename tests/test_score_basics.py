@@ -41,7 +41,7 @@ def test_importing_score_imports_nothing_heavy() -> None:
 
 def test_every_kind_resolves() -> None:
     for name in KINDS:
-        assert callable(lookup(KINDS, GROUP, name))
+        assert callable(lookup(KINDS, GROUP, name, "kind of filter"))
 
 
 def test_as_filter_keeps_filters_and_wraps_functions() -> None:

@@ -24,5 +24,5 @@ def load_mode(name: str, budget: float, blocks: int = 1) -> EraseMode:
         UnknownName: no such mode.
         InvalidArgument: a budget that is not a whole number >= 0, or blocks that the mode does not have.
     """
-    mode: EraseMode = lookup(MODES, "promptguard.erase", name)(budget, blocks)
+    mode: EraseMode = lookup(MODES, "promptguard.erase", name, "erase mode")(budget, blocks)
     return mode

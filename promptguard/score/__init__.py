@@ -102,4 +102,4 @@ def bundled_names() -> list[str]:
 
 
 def _kind(name: str) -> Any:
-    return lookup(KINDS, GROUP, name)
+    return lookup(KINDS, GROUP, name, "kind of filter")
