@@ -112,7 +112,7 @@ def test_certified_counts_full_budgets_only(tmp_path: Path) -> None:
     prompt = Prompt("1", "ours", "harmful", "a bomb of cake")
     rows = list(run(certifier(spoiled), [prompt], folder, manifest({}, data, "digest")))
     assert rows[0]["certificate"]["threat"]["budget"] == 1
-    (_, overall) = summarise(rows, 2)
+    (overall,) = summarise(rows, 2)
     assert overall.recall is not None
     assert overall.certified is not None
     assert (overall.recall.hits, overall.certified.hits) == (1, 0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
@@ -37,15 +38,21 @@ from promptguard.types import Threat
 
 
 def _table(summaries: list[Summary], threat: Threat) -> Table:
-    table = Table(title=f"Erase-and-check against {threat.describe()}", caption="95 % Clopper-Pearson intervals")
-    table.add_column("source")
+    table = Table(
+        title=f"Erase-and-check against {threat.describe()}",
+        box=SIMPLE_HEAD,
+        caption="percent with 95 % Clopper-Pearson intervals; medians of checks and milliseconds",
+    )
+    table.add_column("source", overflow="fold")
     for name in ("recall", "certified", "over-refusal", "checks", "ms"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for s in summaries:
-        rates = ["-" if rate is None else str(rate) for rate in (s.recall, s.certified, s.over_refusal)]
-        table.add_row(
-            escape(s.source), *rates, f"{s.checks:g}", "-" if s.milliseconds is None else f"{s.milliseconds:.1f}"
-        )
+        rates = [
+            "-" if rate is None else str(rate).replace(" ", "\n", 1) for rate in (s.recall, s.certified, s.over_refusal)
+        ]
+        harmful, safe = (rate.n if rate else 0 for rate in (s.recall, s.over_refusal))
+        time = "-" if s.milliseconds is None else f"{s.milliseconds:.0f}"
+        table.add_row(f"{escape(s.source)}\n{harmful} harmful, {safe} safe", *rates, f"{s.checks:g}", time)
     return table
 
 

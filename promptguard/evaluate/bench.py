@@ -30,7 +30,12 @@ def manifest(settings: dict[str, Any], data: Path, filter_digest: str) -> dict[s
         "filter": filter_digest,
         "data": hashlib.sha256(data.read_bytes()).hexdigest(),
         "versions": {name: version(name) for name in ("certified-promptguard", "torch", "transformers", "tokenizers")},
-        "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "python": platform.python_version()},
+        "machine": {
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "cpus": os.cpu_count(),
+            "python": platform.python_version(),
+        },
     }
 
 

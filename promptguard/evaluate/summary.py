@@ -35,8 +35,9 @@ class Rate:
         return {"hits": self.hits, "n": self.n, "share": self.share, "low": interval.low, "high": interval.high}
 
     def __str__(self) -> str:
+        """Percent, with the interval."""
         interval = self.interval
-        return f"{100 * self.share:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}] of {self.n}"
+        return f"{100 * self.share:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def _summary(source: str, rows: Sequence[Row], budget: int | str) -> Summary:
 
 
 def summarise(rows: Sequence[Row], budget: int | str) -> list[Summary]:
-    """One summary per source, in order of appearance, then one over all rows.
+    """One summary per source, in order of appearance, then one over all rows if there are several sources.
 
     Args:
         rows: at least one row of `promptguard.evaluate.bench`.
@@ -99,4 +100,4 @@ def summarise(rows: Sequence[Row], budget: int | str) -> list[Summary]:
     """
     sources = dict.fromkeys(row["source"] for row in rows)
     parts = [_summary(source, [row for row in rows if row["source"] == source], budget) for source in sources]
-    return [*parts, _summary("all", rows, budget)]
+    return parts if len(parts) == 1 else [*parts, _summary("all", rows, budget)]
