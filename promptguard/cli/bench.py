@@ -52,7 +52,7 @@ def _table(summaries: list[Summary], threat: Threat) -> Table:
         ]
         harmful, safe = (rate.n if rate else 0 for rate in (s.recall, s.over_refusal))
         time = "-" if s.milliseconds is None else f"{s.milliseconds:.0f}"
-        table.add_row(f"{escape(s.source)}\n{harmful} harmful, {safe} safe", *rates, f"{s.checks:g}", time)
+        table.add_row(f"{escape(s.source)}\n{harmful} harmful\n{safe} safe", *rates, f"{s.checks:g}", time)
     return table
 
 
