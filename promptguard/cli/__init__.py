@@ -15,7 +15,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(check)
-app.command()(certify)
-app.command()(bench)
-app.command()(filters)
+app.command("check")(check)
+app.command("certify")(certify)
+app.command("bench")(bench)
+app.command("filters")(filters)

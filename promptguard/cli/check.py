@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -113,64 +114,58 @@ def _meaning(decision: Decision) -> str:
     return "No certificate: the text is flagged, but nothing is proved about further changes to it."
 
 
-def _finish(decision: Decision) -> None:
-    if not decision.allowed:
-        raise typer.Exit(BLOCKED)
-
-
-def check(
-    text: TextArgument = None,
-    file: FileOption = None,
-    filter_: FilterOption = "minilm",
-    mode: ModeOption = "suffix",
-    max_erase: MaxEraseOption = "20",
-    blocks: BlocksOption = 1,
-    unit: UnitOption = "word",
-    threshold: ThresholdOption = None,
-    label: LabelOption = None,
-    device: DeviceOption = "cpu",
-    max_checks: MaxChecksOption = MAX_CHECKS,
-    anytime: AnytimeOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Allow or block a text. Exit code 0: allowed, 1: blocked, 2: usage or configuration error."""
-    options = Options(filter_, mode, max_erase, blocks, unit, threshold, label, device, max_checks, anytime)
-    decision = _decide(options, text, file)
+def _show_decision(decision: Decision, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(decision.to_dict()))
     else:
         out.print(_table(decision))
-    _finish(decision)
 
 
-def certify(
-    text: TextArgument = None,
-    file: FileOption = None,
-    filter_: FilterOption = "minilm",
-    mode: ModeOption = "suffix",
-    max_erase: MaxEraseOption = "20",
-    blocks: BlocksOption = 1,
-    unit: UnitOption = "word",
-    threshold: ThresholdOption = None,
-    label: LabelOption = None,
-    device: DeviceOption = "cpu",
-    max_checks: MaxChecksOption = MAX_CHECKS,
-    anytime: AnytimeOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Print the certificate of a text and its exact meaning. Exit codes as for check."""
-    options = Options(filter_, mode, max_erase, blocks, unit, threshold, label, device, max_checks, anytime)
-    decision = _decide(options, text, file)
+def _show_certificate(decision: Decision, as_json: bool) -> None:
+    certificate = decision.certificate
     if as_json:
-        certificate = decision.certificate.to_dict() if decision.certificate else None
         about = {"allowed": decision.allowed, "reason": str(decision.reason), "error": decision.error}
-        typer.echo(json.dumps(about | {"certificate": certificate, "meaning": _meaning(decision)}))
-    else:
-        out.print(_table(decision))
-        out.print()
-        out.print(_meaning(decision), highlight=False)
-        if decision.certificate:
-            out.print(f"Filter {decision.certificate.filter}.", style="dim", highlight=False)
-            for assumption in decision.certificate.assumes:
-                out.print(f"- {assumption}", style="dim", highlight=False, markup=False)
-    _finish(decision)
+        proof = {"certificate": certificate.to_dict() if certificate else None, "meaning": _meaning(decision)}
+        typer.echo(json.dumps(about | proof))
+        return
+    out.print(_table(decision))
+    out.print()
+    out.print(_meaning(decision), highlight=False)
+    if certificate:
+        out.print(f"Filter {certificate.filter}.", style="dim", highlight=False)
+        for assumption in certificate.assumes:
+            out.print(f"- {assumption}", style="dim", highlight=False, markup=False)
+
+
+def _command(show: Callable[[Decision, bool], None], doc: str) -> Callable[..., None]:
+    """A command that decides about one text and shows what `show` makes of the decision."""
+
+    def command(
+        text: TextArgument = None,
+        file: FileOption = None,
+        filter_: FilterOption = "minilm",
+        mode: ModeOption = "suffix",
+        max_erase: MaxEraseOption = "20",
+        blocks: BlocksOption = 1,
+        unit: UnitOption = "word",
+        threshold: ThresholdOption = None,
+        label: LabelOption = None,
+        device: DeviceOption = "cpu",
+        max_checks: MaxChecksOption = MAX_CHECKS,
+        anytime: AnytimeOption = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        options = Options(filter_, mode, max_erase, blocks, unit, threshold, label, device, max_checks, anytime)
+        decision = _decide(options, text, file)
+        show(decision, as_json)
+        if not decision.allowed:
+            raise typer.Exit(BLOCKED)
+
+    command.__doc__ = doc
+    return command
+
+
+check = _command(
+    _show_decision, "Allow or block a text. Exit code 0: allowed, 1: blocked, 2: usage or configuration error."
+)
+certify = _command(_show_certificate, "Print the certificate of a text and its exact meaning. Exit codes as for check.")
