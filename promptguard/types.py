@@ -266,28 +266,6 @@ class Filter(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class MaskGradient:
-    """Derivative of a filter's score by an erasure mask.
-
-    Attributes:
-        score: the filter's score at the mask.
-        gradient: d score / d mask, one number per piece.
-    """
-
-    score: float
-    gradient: tuple[float, ...]
-
-
-@runtime_checkable
-class DifferentiableFilter(Filter, Protocol):
-    """A filter whose score can be differentiated by a soft erasure mask on the embeddings."""
-
-    def mask_gradient(self, pieces: Sequence[str], mask: Sequence[float]) -> MaskGradient:
-        """Score and gradient with the embeddings of piece i multiplied by mask[i] in [0, 1]."""
-        ...
-
-
 class Certifier(Protocol):
     """The one interface: a text (or tensor) in, a `Verdict` out."""
 

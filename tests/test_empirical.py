@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import arbitrary, exact, keyword
 
+from promptguard.capabilities import MaskGradient
 from promptguard.certify.empirical import GradEC, GreedyEC, RandEC
 from promptguard.certify.erase_and_check import EraseAndCheck
 from promptguard.erase import load_mode
@@ -26,7 +27,7 @@ from promptguard.errors import (
     PromptGuardError,
     UnsupportedThreat,
 )
-from promptguard.types import Certifier, Label, MaskGradient, Threat
+from promptguard.types import Certifier, Label, Threat
 from promptguard.units import Chars, Words
 
 

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from promptguard.capabilities import DifferentiableFilter
 from promptguard.errors import FilterError, InvalidArgument, LabelError
 from promptguard.score.hf import HFFilter
 from promptguard.score.introspect import default_window, model_digest
 from promptguard.score.windows import WindowTokenizer
-from promptguard.types import DifferentiableFilter
 
 FAMILIES: dict[str, tuple[Any, Any]] = {
     "bert": (tiny.bert, tiny.wordpiece),

@@ -13,10 +13,11 @@ import math
 import random
 from itertools import islice, pairwise
 
+from promptguard.capabilities import DifferentiableFilter
 from promptguard.certify.pieces import Pieces, Runs
 from promptguard.certify.scoring import gradient_of, score_all
 from promptguard.errors import BudgetExceeded, InvalidArgument, UnsupportedThreat
-from promptguard.types import DifferentiableFilter, EraseMode, Filter, Label, Units, Verdict, Witness
+from promptguard.types import EraseMode, Filter, Label, Units, Verdict, Witness
 from promptguard.view import canonical, check_text
 
 MAX_CHARS = 100_000

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from promptguard.capabilities import DifferentiableFilter
 from promptguard.errors import FilterError, discreetly
-from promptguard.types import DifferentiableFilter, Filter
+from promptguard.types import Filter
 
 
 def score_all(filter_: Filter, texts: Sequence[str]) -> list[float]:

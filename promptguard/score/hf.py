@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from promptguard.capabilities import MaskGradient
 from promptguard.errors import FilterError, InvalidArgument, discreetly
 from promptguard.score import checkpoint
 from promptguard.score.batches import pack, pad
@@ -31,7 +32,6 @@ from promptguard.score.introspect import (
 )
 from promptguard.score.labels import LabelChoice, readout
 from promptguard.score.windows import Window, WindowTokenizer
-from promptguard.types import MaskGradient
 
 # Small batches stay in a CPU's cache (478 texts on two cores: 1.2 s at 2048 tokens, 1.8 s at 16384).
 _BATCH_TOKENS_CPU = 2048
