@@ -1,17 +1,17 @@
-"""What a filter can do beyond scoring texts. A certifier looks for these and takes the cheapest sound way to a maximum.
+"""What a filter or a mode can do beyond the least; certifiers look for it and take the cheapest sound way.
 
-A filter declares a capability by having its method; nothing is registered. Every capability is a promise about the same
-function F that `Filter.__call__` computes: what it returns is what scoring the texts one by one would return, up to
-the filter's guard band, or an upper bound where the docstring says so.
+One declares a capability by having its method; nothing is registered. Every capability of a filter is a promise about
+the same function F that `Filter.__call__` computes: what it returns is what scoring the texts one by one would return,
+up to the filter's guard band, or an upper bound where the docstring says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from promptguard.types import Filter
+from promptguard.types import EraseMode, Filter
 
 
 @runtime_checkable
@@ -79,4 +79,37 @@ class DifferentiableFilter(Filter, Protocol):
 
     def mask_gradient(self, pieces: Sequence[str], mask: Sequence[float]) -> MaskGradient:
         """Score and gradient with the embeddings of piece i multiplied by mask[i] in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Contiguous erasures with a common start: units [start, end) for every end from `low` to `high`.
+
+    Attributes:
+        start: the first kept unit.
+        low: the smallest end, above `start`.
+        high: the largest end.
+    """
+
+    start: int
+    low: int
+    high: int
+
+
+@runtime_checkable
+class SpanMode(EraseMode, Protocol):
+    """A mode whose erasures leave contiguous substrings: with a `PrefixFilter`, one pass per start."""
+
+    def spans(self, n: int) -> Iterator[Span]:
+        """The same substrings as `erasures(n)`, but the empty one, grouped by where they start."""
+        ...
+
+
+@runtime_checkable
+class TextMode(EraseMode, Protocol):
+    """A mode whose erasures depend on what the pieces say, not only on how many there are."""
+
+    def of(self, pieces: Sequence[str]) -> EraseMode:
+        """The mode for this text. `count` of the mode itself is an upper bound over all texts of n units."""
         ...

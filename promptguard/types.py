@@ -31,12 +31,14 @@ class Threat:
         budget: units that may be added; in each block for insertion. `math.inf` is unlimited.
         unit: what the budget counts, for instance "char", "word" or "token:<digest>".
         blocks: contiguous blocks that insertion may add; 1 elsewhere.
+        max_prompt: units that the attacked prompt may have; None is any number.
     """
 
     kind: str
     budget: float
     unit: str
     blocks: int = 1
+    max_prompt: int | None = None
 
     def describe(self) -> str:
         """The threat in words, for instance "up to 20 words appended"."""
@@ -46,13 +48,20 @@ class Threat:
         if self.kind == "insertion":
             blocks = "one block" if self.blocks == 1 else f"up to {self.blocks} blocks"
             return f"{blocks} of {amount} {unit}{' each' if self.blocks > 1 else ''} inserted anywhere"
-        how = {"suffix": "appended", "infusion": "inserted anywhere, one by one"}
-        return f"{amount} {unit} {how.get(self.kind, f'({self.kind})')}"
+        how = {
+            "suffix": "appended",
+            "infusion": "inserted anywhere, one by one",
+            "wrap": "put before and after",
+            "wrap-boundary": "put before (ending at a sentence, quote or line boundary) and after",
+        }
+        prompt = "" if self.max_prompt is None else f", around a prompt of at most {self.max_prompt}"
+        return f"{amount} {unit} {how.get(self.kind, f'({self.kind})')}{prompt}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; an unlimited budget is written "unlimited"."""
         budget = "unlimited" if math.isinf(self.budget) else int(self.budget)
-        return {"kind": self.kind, "budget": budget, "unit": self.unit, "blocks": self.blocks}
+        prompt = {} if self.max_prompt is None else {"max_prompt": self.max_prompt}
+        return {"kind": self.kind, "budget": budget, "unit": self.unit, "blocks": self.blocks, **prompt}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +116,7 @@ class Witness:
 
     Attributes:
         spent: what it costs in the unit of the budget; 0 when the text itself is flagged.
-        units: half-open ranges of erased units.
+        units: half-open ranges of erased units; empty if the maximum was bounded without listing erasures.
         chars: the same ranges as code point offsets into the checked text.
     """
 
@@ -134,6 +143,7 @@ class Verdict:
         certificate: what cannot change, or None.
         witness: the cheapest erasure that is flagged beyond the guard band, else the cheapest flagged, or None.
         degraded: True when a limit of checks cut the erasures short.
+        parts: the verdicts that this one was made of, in order; empty unless a certifier composes others.
     """
 
     label: Label
@@ -145,6 +155,14 @@ class Verdict:
     certificate: Certificate | None = None
     witness: Witness | None = None
     degraded: bool = False
+    parts: tuple[Verdict, ...] = ()
+
+    @property
+    def certificates(self) -> tuple[Certificate, ...]:
+        """All that is proved of this text: the own certificate, then those of the harmful parts, each once."""
+        own = [self.certificate] if self.certificate else []
+        harmful = (part for part in self.parts if part.label is Label.HARMFUL)
+        return tuple(dict.fromkeys([*own, *(certificate for part in harmful for certificate in part.certificates)]))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; it contains no part of the checked text."""
@@ -158,6 +176,7 @@ class Verdict:
             "certificate": self.certificate.to_dict() if self.certificate else None,
             "witness": self.witness.to_dict() if self.witness else None,
             "degraded": self.degraded,
+            "parts": [part.to_dict() for part in self.parts],
         }
 
 
@@ -218,7 +237,7 @@ class EraseMode(Protocol):
         ...
 
     def erasures(self, n: int) -> Iterator[Erasure]:
-        """All erasures of n units, lazily, cheapest first, no kept set twice. The first erases nothing."""
+        """All erasures of n units, lazily, cheapest first, no kept set twice."""
         ...
 
     def count(self, n: int, limit: int | None = None) -> int:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 from promptguard.errors import EmptyText, InvalidText, TextTooLong
@@ -130,6 +130,28 @@ _KINDS = _Table(_kind)
 def canonical(text: str) -> str:
     """The canonical view of a text: what a filter scores. Idempotent; see the module for the rules."""
     return " ".join(text.translate(_IMAGES).split())
+
+
+def prefix_views(pieces: Iterable[str]) -> tuple[str, list[int]]:
+    """The canonical view of the joined pieces, and where the view of each prefix of them ends in it.
+
+    `view[: ends[i]]` is `canonical("".join(pieces[: i + 1]))`: images depend on single code points, so the view of a
+    prefix is a prefix of the view.
+    """
+    parts: list[str] = []
+    ends: list[int] = []
+    length, apart = 0, False
+    for piece in pieces:
+        image = piece.translate(_IMAGES)
+        words = " ".join(image.split())
+        if words:
+            separator = " " if length and (apart or image[0] == " ") else ""
+            parts += (separator, words)
+            length += len(separator) + len(words)
+            apart = False
+        apart = apart or image[-1:] == " "
+        ends.append(length)
+    return "".join(parts), ends
 
 
 def kinds(text: str) -> str:

@@ -56,6 +56,12 @@ def _with_block(prompt: Pieces, budget: int, alphabet: Sequence[str]) -> Iterato
             yield prompt[:place] + added + prompt[place:]
 
 
+def _wrapped(prompt: Pieces, budget: int, alphabet: Sequence[str]) -> Iterator[Pieces]:
+    for before in words(alphabet, budget):
+        for after in words(alphabet, budget - len(before)):
+            yield before + prompt + after
+
+
 def attacks(threat: Threat, prompt: Sequence[str], alphabet: Sequence[str], cap: int = 3) -> set[Pieces]:
     """Every attacked prompt within budget, the prompt itself included.
 
@@ -66,6 +72,8 @@ def attacks(threat: Threat, prompt: Sequence[str], alphabet: Sequence[str], cap:
     budget = cap if math.isinf(threat.budget) else int(threat.budget)
     if threat.kind == "suffix":
         return set(_with_suffix(start, budget, alphabet))
+    if threat.kind == "wrap":
+        return set(_wrapped(start, budget, alphabet))
     size, rounds = (budget, threat.blocks) if threat.kind == "insertion" else (1, budget)
     reached, frontier = {start}, {start}
     for _ in range(rounds if size else 0):

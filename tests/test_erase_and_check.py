@@ -215,7 +215,7 @@ def test_a_certificate_under_a_limit_says_that_it_is_smaller() -> None:
 
 def test_cost_is_known_before_any_inference() -> None:
     filter_ = recorder()
-    assert check(filter_, "infusion", 2).cost("abcd") == 1 + 4 + 6
+    assert check(filter_, "infusion", 2).cost("abcd").checks == 1 + 4 + 6
     assert filter_.batches == []
 
 

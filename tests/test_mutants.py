@@ -11,9 +11,10 @@ import pytest
 from attacks import Pieces, threat, words
 from oracle import TestFilter, Trial, Violation, arbitrary, exact, first_violation
 
-import promptguard.certify.erase_and_check as certify_module
+import promptguard.certify.ways as ways_module
 from promptguard.certify.erase_and_check import EraseAndCheck
 from promptguard.certify.pieces import Pieces as Cut
+from promptguard.certify.ways import Enumerate, Found
 from promptguard.erase import load_mode
 from promptguard.erase.infusion import Infusion
 from promptguard.erase.insertion import Insertion
@@ -27,15 +28,17 @@ Maker = Callable[[str, float, int], EraseMode]
 
 @dataclass(frozen=True)
 class Build:
-    """What a mutant replaces: modes, certifier, units; None is the real part."""
+    """What a mutant replaces: modes, certifier, its way to the maximum, units; None is the real part."""
 
     mode: Maker = load_mode
     certifier: type[EraseAndCheck] = EraseAndCheck
     units: Units | None = None
+    way: type[Enumerate] = Enumerate
 
     def trial(self, filter_: Filter, kind: str, budget: float, blocks: int = 1, **options: Any) -> Trial:
         """Attacks in letters of "ab"."""
         certifier = self.certifier(filter_, self.mode(kind, budget, blocks), self.units or Chars(), **options)
+        certifier._way.__class__ = self.way
         limited = options.get("max_checks") is not None
         return Trial(certifier, filter_, None if limited else threat(kind, budget, blocks), "ab")
 
@@ -253,10 +256,10 @@ class IgnoresThatTheTextGrows(EraseAndCheck):
         return min(left, self._budget_within_limit(n) - spent)
 
 
-class FirstBatchOnly(EraseAndCheck):
+class FirstBatchOnly(Enumerate):
     """Scores one batch and the text itself."""
 
-    def _search(self, pieces: Cut, mode: EraseMode) -> Any:
+    def search(self, pieces: Cut, mode: EraseMode) -> Found:
         class Short:
             def count(self, n: int) -> int:
                 return mode.count(n)
@@ -265,14 +268,14 @@ class FirstBatchOnly(EraseAndCheck):
                 return (e for i, e in enumerate(mode.erasures(n)) if i < 4)
 
         short: Any = Short()
-        return super()._search(pieces, short)
+        return super().search(pieces, short)
 
 
-class StopsAtTheFirstSafe(EraseAndCheck):
+class StopsAtTheFirstSafe(Enumerate):
     """Answers after the first text that looks safe."""
 
-    def _search(self, pieces: Cut, mode: EraseMode) -> Any:
-        return super()._search(pieces, mode.with_budget(0))
+    def search(self, pieces: Cut, mode: EraseMode) -> Found:
+        return super().search(pieces, mode.with_budget(0))
 
 
 class CertifiesTheWholeMode(EraseAndCheck):
@@ -280,7 +283,7 @@ class CertifiesTheWholeMode(EraseAndCheck):
 
     def _certificate(self, n: int, witness: Erasure) -> Certificate | None:
         certificate = super()._certificate(n, witness)
-        return certificate and replace(certificate, threat=self._threat(self.mode.budget))
+        return certificate and replace(certificate, threat=self.threat())
 
 
 @dataclass(frozen=True)
@@ -347,10 +350,10 @@ class SplitWords:
         return [p for p in (pieces[0], *(f" {p}" for p in pieces[1:])) if p]
 
 
-class ScoresLessOften(EraseAndCheck):
+class ScoresLessOften(Enumerate):
     """Duplicates are found by a key on which different texts collide: their number of characters."""
 
-    def _score(self, pieces: Cut, batch: list[Erasure], seen: set[str], found: Any) -> None:
+    def _score(self, pieces: Cut, batch: list[Erasure], seen: set[str], found: Found) -> None:
         fresh = {len(pieces.without(e.runs)): e for e in reversed(batch)}
         kept = [e for length, e in sorted(fresh.items(), reverse=True) if str(length) not in seen]
         seen.update(str(length) for length in fresh)
@@ -366,8 +369,8 @@ MUTANTS: dict[str, Build] = {
     **{m.__name__: only("infusion", m) for m in (InfusionMissesTheLastUnit, InfusionOneRun, InfusionExactly)},
     **{m.__name__: only("infusion", m) for m in (InfusionLeavesOneMore,)},
     **{m.__name__: Build(certifier=m) for m in (NoGuardBand, IgnoresMaxChecks, IgnoresThatTheTextGrows)},
-    **{m.__name__: Build(certifier=m) for m in (FirstBatchOnly, StopsAtTheFirstSafe, CertifiesTheWholeMode)},
-    **{m.__name__: Build(certifier=m) for m in (ScoresLessOften,)},
+    **{m.__name__: Build(certifier=m) for m in (CertifiesTheWholeMode,)},
+    **{m.__name__: Build(way=m) for m in (FirstBatchOnly, StopsAtTheFirstSafe, ScoresLessOften)},
     **{m.__name__: Build(units=m()) for m in (Whole, Pairs, SplitWords)},
 }
 VIEWS = {fault.__name__: fault for fault in (joined_by_spaces, colliding, shortened)}
@@ -385,17 +388,17 @@ def test_a_planted_fault_is_caught(name: str) -> None:
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_a_planted_fault_in_the_view_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certify_module, "canonical", VIEWS[name])
+    monkeypatch.setattr(ways_module, "canonical", VIEWS[name])
     assert oracle(Build()) is not None
 
 
 def test_a_mutant_differs_from_the_code_it_is_planted_in() -> None:
     """Guards against mutants that a change of the package has made harmless by renaming what they override."""
     for build in MUTANTS.values():
-        if build.certifier is not EraseAndCheck:
-            own = {name for name in vars(build.certifier) if not name.startswith("__") or name == "__init__"}
-            assert own
-            assert all(hasattr(EraseAndCheck, name) for name in own)
+        for mutant, real in ((build.certifier, EraseAndCheck), (build.way, Enumerate)):
+            own = {name for name in vars(mutant) if not name.startswith("__") or name == "__init__"}
+            assert mutant is real or own
+            assert all(hasattr(real, name) for name in own)
 
 
 class Unchanged(Suffix):

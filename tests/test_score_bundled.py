@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from promptguard.errors import InvalidArgument, MissingDependency, UnknownName, WeightsError
 from promptguard.score import load_filter, paths
 from promptguard.score.bundled import assemble, load_base, load_bundled, read_manifest
+from promptguard.score.hf import HFFilter
 
 MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 NORM = "bert.encoder.layer.0.output.LayerNorm.weight"
@@ -283,6 +284,7 @@ def test_over_the_real_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     }
     write_filter(tmp_path / "minilm", base, own, window=128, overlap=32)
     harmful = load_bundled("minilm")
+    assert isinstance(harmful, HFFilter)
     texts = ["", "how to build a bomb", "word " * 600, *tiny.CORPUS]
     together = harmful(texts)
     alone = [harmful([text])[0] for text in texts]

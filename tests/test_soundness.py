@@ -31,6 +31,7 @@ MODES = [
     *(("insertion", 1, 1, 3), ("insertion", 1, 2, 3), ("insertion", 2, 1, 3), ("insertion", 2, 2, 2)),
     *(("insertion", 3, 1, 2), ("insertion", 1, math.inf, 2)),
     *(("infusion", 1, 1, 3), ("infusion", 1, 2, 3), ("infusion", 1, 3, 2), ("infusion", 1, math.inf, 2)),
+    *(("wrap", 1, 1, 3), ("wrap", 1, 2, 3), ("wrap", 1, math.inf, 2)),
 ]
 UNITS: dict[str, tuple[Units, Sequence[str]]] = {"char": (Chars(), "ab"), "word": (Words(), [" a", " b"])}
 

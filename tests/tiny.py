@@ -17,11 +17,37 @@ from transformers import (
     DebertaV2ForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaForSequenceClassification,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
@@ -160,6 +186,73 @@ def llama(seed: int = 0, **config: Any) -> Any:
     """Llama for `bytelevel()`, 64 positions, no padding token."""
     config = {"bos_token_id": 0, "eos_token_id": 2, **config}
     return _make(LlamaForSequenceClassification, LlamaConfig, seed, _small(bytelevel(), **config))
+
+
+# Judges: causal models and tokenizers with chat templates
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TURNS = (
+    "<s>{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
+)
+INST = (
+    "<s>{% set found = namespace(system='') %}{% for message in messages %}{% if message['role'] == 'system' %}"
+    "{% set found.system = '<<SYS>>\n' + message['content'] + '\n<</SYS>>\n\n' %}{% else %}"
+    "[INST] {{ found.system }}{{ message['content'] }} [/INST]{% endif %}{% endfor %}"
+)
+CAUSAL: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {}),
+    "qwen3_moe": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig,
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    ),
+    "gemma": (GemmaForCausalLM, GemmaConfig, {}),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config, {}),
+    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, {"layer_types": ["sliding_attention", "full_attention"]}),
+    "mistral": (MistralForCausalLM, MistralConfig, {}),
+    "mixtral": (MixtralForCausalLM, MixtralConfig, {"num_local_experts": 4}),
+    "phi3": (Phi3ForCausalLM, Phi3Config, {}),
+    "granite": (GraniteForCausalLM, GraniteConfig, {}),
+    "gpt_neox": (GPTNeoXForCausalLM, GPTNeoXConfig, {}),
+    "gpt2": (GPT2LMHeadModel, GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 1024}),
+    "llama4": (Llama4ForCausalLM, Llama4TextConfig, {"num_local_experts": 2, "intermediate_size_mlp": 48}),
+}
+
+
+@functools.cache
+def _metaspace() -> str:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Metaspace()
+    alphabet = [chr(code) for code in range(33, 127)] + ["\n"]
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer.to_str()
+
+
+def chat(template: str = CHATML, *, metaspace: bool = False) -> Any:
+    """A chat tokenizer: byte-level, or with a space before the first word as Llama-2's; control tokens of two kinds."""
+    tokenizer = _wrap(_metaspace(), unk_token="<unk>") if metaspace else bytelevel()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def causal(kind: str, seed: int = 0, *, tokenizer: Any = None, **config: Any) -> Any:
+    """A causal language model for `chat()`, 1024 positions, of an architecture in `CAUSAL`."""
+    architecture, configuration, own = CAUSAL[kind]
+    vocabulary = {"vocab_size": len(tokenizer or chat()), "bos_token_id": 0, "eos_token_id": 2}
+    size = {"num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 1024, "pad_token_id": 1}
+    sized = {} if kind == "gpt2" else _small(bytelevel(), **size)
+    return _make(architecture, configuration, seed, {"id2label": HARMFUL, **sized, **own, **vocabulary, **config})
 
 
 def save(folder: Path, model: Any, tokenizer: Any) -> Path:

@@ -11,22 +11,22 @@ import argparse
 import hashlib
 import json
 import math
+import sys
 from pathlib import Path
-from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "recipe"))
 
 import numpy as np
 from augment import units
 from data import read_jsonl
+from encoder import sha256
 from erasures import MODES
-from model import sha256
+from report import Row, rate, sources, table
 from safetensors import safe_open
 
-from promptguard.score.base import load_base, read_tensors
-from promptguard.score.bundled import assemble, read_manifest
-from promptguard.score.hf import HFFilter
-from promptguard.stats import clopper_pearson
+from promptguard.score.bundled import load_folder
+from promptguard.types import Filter
 
-Row = dict[str, Any]
 HERE = Path(__file__).resolve().parent
 # mode -> (longest text in words, one NQ row in so many)
 LIMITS = {"suffix20": (math.inf, 1), "insertion10": (20, 8), "infusion2": (14, 12)}
@@ -39,23 +39,6 @@ TITLES = {
 QUANTILE = 0.98
 
 
-def load_shipped(folder: Path) -> HFFilter:
-    """The filter in `folder`, as promptguard loads a bundled one."""
-    config = read_manifest(folder)
-    base = load_base(config)
-    model = assemble(config, read_tensors(folder / config.weights.file, config.weights.sha256), base)
-    return HFFilter(
-        model,
-        base.tokenizer,
-        label=config.harmful,
-        activation="softmax",
-        threshold=config.threshold,
-        window=config.window,
-        overlap=config.overlap,
-        name=config.name,
-    )
-
-
 def measured(row: Row, mode: str, number: int) -> bool:
     """Whether the maximum over `mode` is computed for this row."""
     longest, every = LIMITS[mode]
@@ -66,7 +49,7 @@ def measured(row: Row, mode: str, number: int) -> bool:
     return row["source"] != "nq_open" or number % every == 0
 
 
-def worst(score: HFFilter, texts: list[str], mode: str) -> list[float]:
+def worst(score: Filter, texts: list[str], mode: str) -> list[float]:
     """Maximum score over the erasures of each text; each distinct erasure is scored once, by length."""
     groups = [MODES[mode](text) for text in texts]
     unique = sorted({text for group in groups for text in group}, key=len)
@@ -78,7 +61,7 @@ def worst(score: HFFilter, texts: list[str], mode: str) -> list[float]:
 
 def write_rows(folder: Path, bench: Path) -> None:
     """Score bench.jsonl with the shipped file: eval.jsonl, one row a prompt, without its text."""
-    score = load_shipped(folder)
+    score = load_folder(folder)
     rows = read_jsonl(bench)
     out: list[Row] = [
         {"id": hashlib.sha256(row["text"].encode()).hexdigest()[:16], "source": row["source"], "label": row["label"]}
@@ -111,28 +94,10 @@ def own_threshold(rows: list[Row], mode: str) -> float:
     return float(np.quantile(scores, QUANTILE, weights=weights, method="inverted_cdf"))
 
 
-def rate(hits: list[bool]) -> str:
-    """A share with its exact 95 % interval."""
-    if not hits:
-        return "null"
-    span = clopper_pearson(sum(hits), len(hits))
-    return f"{np.mean(hits):.3f} [{span.low:.3f}, {span.high:.3f}]"
-
-
 def recall(rows: list[Row], source: str, threshold: float, strict: bool = True) -> str:
     """Share of a source's harmful rows whose plain score is above the threshold."""
     found = [row["score"] for row in rows if row["label"] == "harmful" and row["source"] == source]
     return rate([value > threshold if strict else value >= threshold for value in found])
-
-
-def table(head: list[str], lines: list[list[str]]) -> str:
-    """A markdown table."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
-
-
-def sources(rows: list[Row], label: str) -> list[str]:
-    """Sources with rows of this label."""
-    return sorted({row["source"] for row in rows if row["label"] == label})
 
 
 def recall_table(rows: list[Row]) -> str:

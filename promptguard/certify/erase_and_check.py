@@ -2,8 +2,9 @@
 
     Theorem. Let F flag P, and let E(x) hold P. Then max of F over E(x) flags x.
 
-E(x) is the set of texts that an erase mode makes of x. The certifier scores every one of them, cheapest first, through
-the canonical view, duplicates once. It certifies "harmful" only; "safe" says that no checked erasure was flagged.
+E(x) is the set of texts that an erase mode makes of x. The certifier computes the maximum over all of them, each in its
+canonical view, in the cheapest way that the filter allows (`promptguard.certify.ways`): by scoring every one, or in one
+pass. It certifies "harmful" only; "safe" says that no erasure was flagged.
 
 What keeps the theorem true of this program, and not only on paper:
 
@@ -11,8 +12,9 @@ What keeps the theorem true of this program, and not only on paper:
 * Blank texts are safe by definition: the filter never sees one, so nothing can be hidden behind an empty erasure.
 * A filter's score may move with the composition of a batch. A certificate needs a score that is the filter's guard
   band above the threshold.
-* A limit of checks counts against the *attacked* text, which is longer than the checked one: the certified budget is
-  the largest b for which the attacked text is still checked to the size that recovers the witness.
+* One-pass ways have no limit of checks. Where every erasure is scored, a limit counts against the *attacked* text,
+  which is longer than the checked one: the certified budget is the largest b for which the attacked text is still
+  checked to the size that recovers the witness.
 """
 
 from __future__ import annotations
@@ -20,30 +22,31 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 
+from promptguard.capabilities import TextMode
 from promptguard.certify.pieces import Pieces
-from promptguard.certify.scoring import score_all
-from promptguard.errors import BudgetExceeded, InvalidArgument, TextTooLong
+from promptguard.certify.ways import Settings, cheapest
+from promptguard.errors import BudgetExceeded, InvalidArgument, InvalidText, PromptGuardError, TextTooLong
 from promptguard.types import Certificate, EraseMode, Erasure, Filter, Label, Threat, Units, Verdict, Witness
-from promptguard.view import VIEW, canonical, check_text
+from promptguard.view import VIEW, check_text
 
 MAX_CHECKS = 10_000
 MAX_CHARS = 100_000
 MAX_WORK = 5_000_000
-_BATCH_CHARS = 65_536
 
 
-@dataclass(slots=True)
-class _Search:
-    """What is known so far: the best score, and the cheapest erasures that are flagged at all and beyond doubt."""
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a text costs to certify.
 
-    best: float = -math.inf
-    flagged: Erasure | None = None
-    sure: Erasure | None = None
-    calls: int = 0
-    checks: int = 0
+    Attributes:
+        checks: scores that are compared with the threshold.
+        characters: code points that the filter reads.
+    """
+
+    checks: int
+    characters: int
 
 
 class EraseAndCheck:
@@ -57,12 +60,13 @@ class EraseAndCheck:
         filter_: the filter F.
         mode: which erasures are checked.
         units: what the budget counts.
-        max_checks: erasures allowed per text, None for no limit; the count is known before any inference.
+        max_checks: erasures allowed per text, None for no limit; the count is known before any inference. Ways that
+            score all erasures in one pass take no notice of it.
         anytime: over the limit, check the largest erase budget that fits, and say so, instead of refusing.
         early_stop: stop at the first erasure flagged beyond doubt; then `score` is not the maximum over all.
         batch_size: erasures scored per call of the filter.
         max_chars: longest text accepted, in code points.
-        max_work: code points accepted over all erasures of a text, None for no limit: what a request may cost.
+        max_work: code points that the filter reads for a text, None for no limit: what a request may cost.
         progress: called with (erasures checked, erasures to check) after each batch.
 
     Raises:
@@ -93,27 +97,27 @@ class EraseAndCheck:
         self.filter = filter_
         self.mode = mode
         self.units = units
-        self._max_checks = max_checks
+        self._way = cheapest(filter_, mode, units, Settings(early_stop, batch_size, progress))
+        self._max_checks = max_checks if self._way.limited else None
         self._anytime = anytime
-        self._early_stop = early_stop
-        self._batch_size = batch_size
         self._max_chars = max_chars
         self._max_work = max_work
-        self._progress = progress
 
-    def cost(self, x: str) -> int:
-        """Erasures that the full budget asks for, before duplicates are removed; no inference.
+    def cost(self, x: str) -> Cost:
+        """What `certify(x)` with the full budget comes to, before duplicates are removed; no inference.
 
         Raises:
             InvalidText: as `certify`.
         """
-        return self.mode.count(len(Pieces.of(check_text(x, self._max_chars), self.units)))
+        pieces = Pieces.of(check_text(x, self._max_chars), self.units)
+        mode = self._mode_for(pieces)
+        return Cost(mode.count(len(pieces)), self._way.work(pieces, mode))
 
     def certify(self, x: str) -> Verdict:
-        """Check every erasure of x.
+        """Find the maximum score over all erasures of x.
 
         Raises:
-            InvalidText: x is not text, empty, or too long, alone or over all its erasures.
+            InvalidText: x is not text, empty, or too long, alone, over all its erasures, or for the mode.
             BudgetExceeded: more erasures than `max_checks`, unless `anytime`.
             FilterError: the filter broke its contract.
         """
@@ -123,10 +127,12 @@ class EraseAndCheck:
         degraded = budget < self.mode.budget
         if degraded and not self._anytime:
             raise BudgetExceeded(self._max_checks or 0)
-        mode = self.mode.with_budget(budget)
-        if self._max_work is not None and mode.count(n) * len(pieces.text) > self._max_work:
-            raise TextTooLong(len(pieces.text), self._max_work // mode.count(n), "max_work")
-        found = self._search(pieces, mode)
+        mode = self._mode_for(pieces).with_budget(budget)
+        if self._max_work is not None and (work := self._way.work(pieces, mode)) > self._max_work:
+            raise TextTooLong(len(pieces.text), len(pieces.text) * self._max_work // work, "max_work")
+        found = self._way.search(pieces, mode)
+        if not found.checks:
+            raise self._nothing_to_check(degraded)
         witness = found.sure or found.flagged
         return Verdict(
             label=Label.HARMFUL if witness else Label.SAFE,
@@ -134,14 +140,26 @@ class EraseAndCheck:
             threshold=self.filter.threshold,
             calls=found.calls,
             checks=found.checks,
-            threat=self._threat(budget),
+            threat=self.threat(budget),
             certificate=self._certificate(n, found.sure) if found.sure else None,
             witness=Witness(witness.cost, witness.runs, pieces.chars(witness.runs)) if witness else None,
             degraded=degraded,
         )
 
-    def _threat(self, budget: float) -> Threat:
-        return Threat(self.mode.kind, budget, self.units.name, self.mode.blocks)
+    def threat(self, budget: float | None = None) -> Threat:
+        """The attacks that are undone, with the full budget or a smaller one."""
+        spent = self.mode.budget if budget is None else budget
+        prompt = getattr(self.mode, "max_prompt", None)
+        return Threat(self.mode.kind, spent, self.units.name, self.mode.blocks, prompt)
+
+    def _nothing_to_check(self, degraded: bool) -> PromptGuardError:
+        """No erasure is allowed: in the wrap modes, of a text much longer than a prompt with the budget around it."""
+        if degraded:
+            return BudgetExceeded(self._max_checks or 0)
+        return InvalidText(f"text has more units than this mode can undo: {self.threat().describe()}")
+
+    def _mode_for(self, pieces: Pieces) -> EraseMode:
+        return self.mode.of(pieces.cut()) if isinstance(self.mode, TextMode) else self.mode
 
     def _budget_within_limit(self, n: int) -> float:
         """The largest erase budget, up to the mode's own, whose erasures of n units are within `max_checks`."""
@@ -159,42 +177,6 @@ class EraseAndCheck:
         top = int(min(top, self.mode.budget))
         return bisect_left(range(1, top + 1), True, key=is_over)
 
-    def _search(self, pieces: Pieces, mode: EraseMode) -> _Search:
-        found = _Search()
-        total = mode.count(len(pieces))
-        seen: set[str] = set()
-        erasures = mode.erasures(len(pieces))
-        size = 1  # the text itself first: it settles most harmful prompts
-        while batch := list(islice(erasures, size)):
-            self._score(pieces, batch, seen, found)
-            if self._progress:
-                self._progress(found.checks, total)
-            if self._early_stop and found.sure:
-                break
-            # Long texts go in small batches, so that progress shows and memory stays bounded.
-            size = max(1, min(self._batch_size, _BATCH_CHARS // len(pieces.text)))
-        return found
-
-    def _score(self, pieces: Pieces, batch: list[Erasure], seen: set[str], found: _Search) -> None:
-        """Score the new, non-blank candidates of a batch and remember what they show."""
-        fresh: dict[str, Erasure] = {}
-        for erasure in batch:
-            view = canonical(pieces.without(erasure.runs))
-            if view and view not in seen:
-                seen.add(view)
-                fresh[view] = erasure
-        found.checks += len(batch)
-        if not fresh:
-            return
-        found.calls += len(fresh)
-        threshold = self.filter.threshold
-        for erasure, score in zip(fresh.values(), score_all(self.filter, list(fresh)), strict=True):
-            found.best = max(found.best, score)
-            if score >= threshold and found.flagged is None:
-                found.flagged = erasure
-            if score >= threshold + self.filter.guard_band and found.sure is None:
-                found.sure = erasure
-
     def _certificate(self, n: int, witness: Erasure) -> Certificate | None:
         left = self.mode.left(witness.cost)
         if left is None:
@@ -202,7 +184,8 @@ class EraseAndCheck:
         budget = self._certified_budget(n, witness.cost, left)
         return Certificate(
             label=Label.HARMFUL,
-            threat=self._threat(budget),
+            # Whatever the length of the checked text: the flagged substring stays in what is put around it.
+            threat=replace(self.threat(budget), max_prompt=None),
             method=self.method,
             confidence=1.0,
             filter=self.filter.digest,
@@ -227,9 +210,12 @@ class EraseAndCheck:
         yield f"filter {self.filter.name}, threshold {self.filter.threshold!r}, guard band {self.filter.guard_band!r}"
         yield f"texts are scored in the {VIEW}"
         yield f"unit {self.units.name} covers {self.units.covers}"
-        yield f"erase budget: {self._threat(self.mode.budget).describe()}"
+        yield f"erase budget: {self.threat().describe()}"
+        if self._way.how:
+            yield self._way.how
         if self._max_checks is not None:
             beyond = "fewer units are erased" if self._anytime else "it is refused"
             yield f"at most {self._max_checks} checks per text; beyond them {beyond}"
         yield f"texts of at most {self._max_chars} code points, {self._max_work or 'any number of'} over all erasures"
+        yield from getattr(self.filter, "assumes", ())
         yield "texts that are longer, or hold NUL bytes or lone surrogates, are refused"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Self
 
 from promptguard.errors import InvalidArgument, discreetly
@@ -34,6 +34,10 @@ class Pieces:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def cut(self) -> list[str]:
+        """The pieces themselves."""
+        return [self.text[a:b] for a, b in pairwise(self.offsets)]
 
     def chars(self, runs: Runs) -> Runs:
         """Unit ranges as code point ranges."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from promptguard.cli.bench import bench
+from promptguard.cli.calibrate import calibrate
 from promptguard.cli.check import certify, check
 from promptguard.cli.filters import filters
 
@@ -18,4 +19,5 @@ app = typer.Typer(
 app.command("check")(check)
 app.command("certify")(certify)
 app.command("bench")(bench)
+app.command("calibrate")(calibrate)
 app.command("filters")(filters)

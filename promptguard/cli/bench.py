@@ -18,10 +18,12 @@ from promptguard.cli.options import (
     AnytimeOption,
     BlocksOption,
     DeviceOption,
+    FamilyOption,
     FilterOption,
     LabelOption,
     MaxChecksOption,
     MaxEraseOption,
+    MaxPromptOption,
     ModeOption,
     Options,
     ThresholdOption,
@@ -63,7 +65,7 @@ def bench(
     ],
     filter_: FilterOption = "minilm",
     mode: ModeOption = "suffix",
-    max_erase: MaxEraseOption = "20",
+    max_erase: MaxEraseOption = None,
     blocks: BlocksOption = 1,
     unit: UnitOption = "word",
     threshold: ThresholdOption = None,
@@ -71,10 +73,14 @@ def bench(
     device: DeviceOption = "cpu",
     max_checks: MaxChecksOption = MAX_CHECKS,
     anytime: AnytimeOption = False,
+    max_prompt: MaxPromptOption = None,
+    family: FamilyOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Measure a filter under erase-and-check: recall, certified recall and over-refusal, per source."""
-    options = Options(filter_, mode, max_erase, blocks, unit, threshold, label, device, max_checks, anytime)
+    options = Options(
+        filter_, mode, max_erase, blocks, unit, threshold, label, device, max_checks, anytime, max_prompt, family
+    )
     with configuration():
         prompts = list(read_prompts(file))
         if not prompts:
@@ -92,7 +98,7 @@ def bench(
                 disable=not is_terminal(),
             )
         )
-    threat = Threat(certifier.mode.kind, certifier.mode.budget, certifier.units.name, certifier.mode.blocks)
+    threat = certifier.threat()
     summaries = summarise(rows, threat.to_dict()["budget"])
     if as_json:
         typer.echo(json.dumps([summary.to_dict() for summary in summaries]))

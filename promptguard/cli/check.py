@@ -18,10 +18,12 @@ from promptguard.cli.options import (
     AnytimeOption,
     BlocksOption,
     DeviceOption,
+    FamilyOption,
     FilterOption,
     LabelOption,
     MaxChecksOption,
     MaxEraseOption,
+    MaxPromptOption,
     ModeOption,
     Options,
     ThresholdOption,
@@ -85,11 +87,18 @@ def _table(decision: Decision) -> Table:
     if verdict:
         table.add_row("score", f"{verdict.score:.4f} (threshold {verdict.threshold:.4f})")
         table.add_row("checks", f"{verdict.checks} ({verdict.calls} scored)")
-        table.add_row("undoes", verdict.threat.describe() if verdict.threat else "nothing")
+        table.add_row("undoes", "; ".join(_threats(verdict)) or "nothing")
         if verdict.witness and verdict.witness.spent:
             table.add_row("erased", f"{verdict.witness.spent} units, at {_spans(verdict)}")
     table.add_row("time", f"{decision.milliseconds:.1f} ms")
     return table
+
+
+def _threats(verdict: Verdict) -> list[str]:
+    """What the procedure behind a verdict undoes, each once."""
+    if verdict.parts:
+        return list(dict.fromkeys(threat for part in verdict.parts for threat in _threats(part)))
+    return [verdict.threat.describe()] if verdict.threat else []
 
 
 def _spans(verdict: Verdict) -> str:
@@ -98,17 +107,17 @@ def _spans(verdict: Verdict) -> str:
 
 
 def _meaning(decision: Decision) -> str:
-    """The certificate in a sentence, or why there is none."""
-    if decision.certificate:
-        return decision.certificate.sentence()
+    """A sentence for each certificate, or why there is none."""
+    if decision.certificates:
+        return " ".join(certificate.sentence() for certificate in decision.certificates)
     verdict = _verdict(decision)
     if decision.reason is Reason.OVER_BUDGET:
         return "No certificate: too many checks are needed. Lower --max-erase, raise --max-checks, or say --anytime."
     if verdict is None:
         return "No certificate: the text could not be checked, and what cannot be checked is blocked."
-    if decision.allowed and verdict.threat:
+    if decision.allowed and (threats := _threats(verdict)):
         return (
-            f"No certificate: 'safe' is never certified. No erasure that undoes {verdict.threat.describe()} "
+            f"No certificate: 'safe' is never certified. No erasure that undoes {' or '.join(threats)} "
             "was flagged by this filter."
         )
     return "No certificate: the text is flagged, but nothing is proved about further changes to it."
@@ -122,16 +131,17 @@ def _show_decision(decision: Decision, as_json: bool) -> None:
 
 
 def _show_certificate(decision: Decision, as_json: bool) -> None:
-    certificate = decision.certificate
     if as_json:
-        about = {"allowed": decision.allowed, "reason": str(decision.reason), "error": decision.error}
-        proof = {"certificate": certificate.to_dict() if certificate else None, "meaning": _meaning(decision)}
-        typer.echo(json.dumps(about | proof))
+        keys = ("allowed", "reason", "error", "certificate", "certificates")
+        decided = decision.to_dict()
+        typer.echo(json.dumps({key: decided[key] for key in keys} | {"meaning": _meaning(decision)}))
         return
     out.print(_table(decision))
     out.print()
-    out.print(_meaning(decision), highlight=False)
-    if certificate:
+    if not decision.certificates:
+        out.print(_meaning(decision), highlight=False)
+    for certificate in decision.certificates:
+        out.print(certificate.sentence(), highlight=False)
         out.print(f"Filter {certificate.filter}.", style="dim", highlight=False)
         for assumption in certificate.assumes:
             out.print(f"- {assumption}", style="dim", highlight=False, markup=False)
@@ -145,7 +155,7 @@ def _command(show: Callable[[Decision, bool], None], doc: str) -> Callable[..., 
         file: FileOption = None,
         filter_: FilterOption = "minilm",
         mode: ModeOption = "suffix",
-        max_erase: MaxEraseOption = "20",
+        max_erase: MaxEraseOption = None,
         blocks: BlocksOption = 1,
         unit: UnitOption = "word",
         threshold: ThresholdOption = None,
@@ -153,9 +163,13 @@ def _command(show: Callable[[Decision, bool], None], doc: str) -> Callable[..., 
         device: DeviceOption = "cpu",
         max_checks: MaxChecksOption = MAX_CHECKS,
         anytime: AnytimeOption = False,
+        max_prompt: MaxPromptOption = None,
+        family: FamilyOption = None,
         as_json: JsonOption = False,
     ) -> None:
-        options = Options(filter_, mode, max_erase, blocks, unit, threshold, label, device, max_checks, anytime)
+        options = Options(
+            filter_, mode, max_erase, blocks, unit, threshold, label, device, max_checks, anytime, max_prompt, family
+        )
         decision = _decide(options, text, file)
         show(decision, as_json)
         if not decision.allowed:

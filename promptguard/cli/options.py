@@ -7,36 +7,63 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from promptguard.certify.erase_and_check import MAX_CHECKS, EraseAndCheck
+from promptguard.certify.ways import cheapest
 from promptguard.erase import load_mode
 from promptguard.errors import InvalidArgument, PromptGuardError
+from promptguard.evaluate.calibration import Calibration
 from promptguard.score import load_filter
 from promptguard.types import Filter
 from promptguard.units import load_units
 
 BLOCKED = 1
 USAGE = 2
+DEFAULT_MAX_ERASE = 20
 
 out = Console()
 err = Console(stderr=True)
 
 FilterOption = Annotated[
     str,
-    typer.Option("--filter", help="Bundled name, model folder, hub id, or keyword:word,word.", metavar="NAME|PATH|ID"),
+    typer.Option(
+        "--filter",
+        help="Bundled name, model folder, hub id, keyword:a,b, causal:PATH, judge:PATH or remote:URL#MODEL.",
+        metavar="NAME|PATH|ID",
+    ),
 ]
-ModeOption = Annotated[str, typer.Option("--mode", help="Attack to undo: suffix, insertion or infusion.")]
+ModeOption = Annotated[
+    str, typer.Option("--mode", help="Attack to undo: suffix, insertion, infusion, wrap or wrap-boundary.")
+]
 MaxEraseOption = Annotated[
-    str, typer.Option("--max-erase", help="Units erased at most (in each block), or 'unlimited'.", metavar="N")
+    str | None,
+    typer.Option(
+        "--max-erase",
+        help="Units erased at most (in each block), or 'unlimited'. Default: unlimited where the filter needs one pass "
+        "for it, else 20.",
+        metavar="N",
+    ),
+]
+MaxPromptOption = Annotated[
+    int | None, typer.Option("--max-prompt", help="Units of the longest prompt protected; wrap modes only; default 40.")
+]
+FamilyOption = Annotated[
+    str | None, typer.Option("--family", help="Family of a classifier or judge whose labels or name do not say it.")
 ]
 BlocksOption = Annotated[int, typer.Option("--blocks", help="Blocks erased at most; insertion only.")]
 UnitOption = Annotated[str, typer.Option("--unit", help="What is counted: char, word or token.")]
 ThresholdOption = Annotated[
-    float | None, typer.Option("--threshold", help="Scores at or above it are harmful; default: the filter's own.")
+    str | None,
+    typer.Option(
+        "--threshold",
+        help="Scores at or above it are harmful: a number, or a file of `calibrate`. Default: the filter's own.",
+        metavar="NUMBER|FILE",
+    ),
 ]
 LabelOption = Annotated[
     str | None, typer.Option("--label", help="The classifier's harmful label, by name or index, if it is not known.")
@@ -54,25 +81,27 @@ class Options:
 
     filter: str
     mode: str
-    max_erase: str
+    max_erase: str | None
     blocks: int
     unit: str
-    threshold: float | None
+    threshold: str | None
     label: str | None
     device: str
     max_checks: int = MAX_CHECKS
     anytime: bool = False
+    max_prompt: int | None = None
+    family: str | None = None
 
     def budget(self) -> float:
-        """`--max-erase` as a number.
+        """`--max-erase` as a number; unlimited when it was not given.
 
         Raises:
             InvalidArgument: neither a whole number nor "unlimited".
         """
-        if self.max_erase == "unlimited":
+        if self.max_erase in {None, "unlimited"}:
             return math.inf
         try:
-            return int(self.max_erase)
+            return int(str(self.max_erase))
         except ValueError:
             raise InvalidArgument(
                 f"--max-erase must be a whole number or 'unlimited', not {self.max_erase!r}"
@@ -84,24 +113,42 @@ class Options:
         Raises:
             PromptGuardError: an option means nothing, or the filter cannot be loaded.
         """
-        mode = load_mode(self.mode, self.budget(), self.blocks)
+        mode = load_mode(self.mode, self.budget(), self.blocks, self.max_prompt)
         if self.unit != "token":
             load_units(self.unit)
-        filter_ = self._filter()
-        return EraseAndCheck(
+        threshold = self._threshold()
+        filter_ = self._filter(threshold.threshold if isinstance(threshold, Calibration) else threshold)
+        units = load_units(self.unit, getattr(filter_, "tokenizer", None))
+        if self.max_erase is None and not self.mode.startswith("wrap") and cheapest(filter_, mode, units).limited:
+            mode = mode.with_budget(DEFAULT_MAX_ERASE)
+        certifier = EraseAndCheck(
             filter_,
             mode,
-            load_units(self.unit, getattr(filter_, "tokenizer", None)),
+            units,
             max_checks=self.max_checks,
             anytime=self.anytime,
             **settings,
         )
+        if isinstance(threshold, Calibration):
+            threshold.check(certifier)
+        return certifier
 
-    def _filter(self) -> Filter:
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            raise InvalidArgument("--threshold must be a finite number")
+    def _threshold(self) -> Calibration | float | None:
+        if self.threshold is None:
+            return None
+        try:
+            number = float(self.threshold)
+        except ValueError:
+            if not Path(self.threshold).exists():
+                raise InvalidArgument(f"--threshold: {self.threshold!r} is neither a number nor a file") from None
+            return Calibration.load(Path(self.threshold))
+        if not math.isfinite(number):
+            raise InvalidArgument("--threshold must be a finite number, or a file of promptguard calibrate")
+        return number
+
+    def _filter(self, threshold: float | None) -> Filter:
         label = int(self.label) if self.label is not None and self.label.isdecimal() else self.label
-        return load_filter(self.filter, threshold=self.threshold, label=label, device=self.device)
+        return load_filter(self.filter, threshold=threshold, label=label, family=self.family, device=self.device)
 
 
 def fail(message: str) -> NoReturn:

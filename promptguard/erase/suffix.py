@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
+from promptguard.capabilities import Span
 from promptguard.erase.budget import capped, checked, one_block
 from promptguard.types import Erasure
 
@@ -32,6 +33,11 @@ class Suffix:
         yield Erasure(0, ())
         for dropped in range(1, capped(self.budget, n) + 1):
             yield Erasure(dropped, ((n - dropped, n),))
+
+    def spans(self, n: int) -> Iterator[Span]:
+        """One span: prefixes with at most `budget` units dropped; the empty one is left out."""
+        if n:
+            yield Span(0, max(1, n - capped(self.budget, n)), n)
 
     def count(self, n: int, limit: int | None = None) -> int:
         """min(d, n) + 1, exactly."""

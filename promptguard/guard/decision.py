@@ -54,6 +54,7 @@ class Decision:
             whole turn or the whole joined conversation is not allowed by this guard (unless its policy allows a
             finding), whatever else is in that request. For "conversation" the threat counts edits of the joined
             text: an edit spread over several turns counts as what it does there.
+            When the certifier composes others, it is the one with the largest reach; `certificates` has all.
         error: type name of the error behind reason "error" or "over_budget", else None.
         milliseconds: wall time of the check.
     """
@@ -69,6 +70,12 @@ class Decision:
     def allowed(self) -> bool:
         """Whether the request may go on."""
         return self.action is Action.ALLOW
+
+    @property
+    def certificates(self) -> tuple[Certificate, ...]:
+        """Every certificate of the blocking part, `certificate` first; empty if the request is allowed."""
+        verdict = self.parts[-1].verdict if self.parts and not self.allowed else None
+        return verdict.certificates if verdict else ()
 
     @property
     def calls(self) -> int:
@@ -88,6 +95,7 @@ class Decision:
             "reason": str(self.reason),
             "error": self.error,
             "certificate": self.certificate.to_dict() if self.certificate else None,
+            "certificates": [certificate.to_dict() for certificate in self.certificates],
             "calls": self.calls,
             "checks": self.checks,
             "milliseconds": self.milliseconds,

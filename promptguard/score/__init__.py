@@ -20,7 +20,10 @@ KINDS = {
     "callable": "promptguard.score.callables:CallableFilter",
     "keyword": "promptguard.score.keyword:KeywordFilter",
     "hf": "promptguard.score.hf:HFFilter",
+    "causal": "promptguard.score.causal:CausalFilter",
     "bundled": "promptguard.score.bundled:load_bundled",
+    "judge": "promptguard.score.judge:JudgeFilter",
+    "remote": "promptguard.score.remote:RemoteFilter",
 }
 
 _TYPE_ERROR = "a filter is an object with name, digest, threshold and guard_band, or a function of a list of texts"
@@ -59,12 +62,16 @@ def load_filter(
 
     Args:
         spec: the name of a bundled filter, `keyword:word,word`, a path to a folder with a sequence classifier, or the
-            id of one on the hub (`org/name`). A bundled name wins over a folder of that name: write `./name`. Third
+            id of one on the hub (`org/name`). A bundled name wins over a folder of that name: write `./name`.
+            `causal:<folder or hub id>` is a causal classifier, of which one pass scores every prefix.
+            `judge:<folder or hub id>` is a chat model asked for a verdict; `remote:<url>#<model>` is one behind an
+            OpenAI-compatible endpoint, its key, if it wants one, in the environment variable PROMPTGUARD_API_KEY. Third
             parties' kinds (entry point group `promptguard.score`) are called with (spec, threshold=threshold) for
             `kind` and `kind:...`.
         threshold: scores at or above it are harmful; default the filter's own, else 0.5.
         label: the harmful label(s) of a classifier, by name or index; default what its family says.
-        family: a name in `promptguard.score.families.FAMILIES`, for classifiers whose labels say nothing.
+        family: a name in `promptguard.score.families.FAMILIES`, for classifiers whose labels say nothing; for judges,
+            a name in `promptguard.score.judges.JUDGES`.
         device: where a classifier runs, for instance "cpu" or "cuda".
         dtype: precision of a classifier, "float32" or "bfloat16".
 
@@ -80,19 +87,27 @@ def load_filter(
             raise InvalidArgument("a keyword filter has no labels: drop label and family")
         words = [word for word in spec.removeprefix("keyword:").split(",") if word.strip()]
         return cast(Filter, _kind("keyword")(words, threshold=0.5 if threshold is None else threshold))
-    name = spec.partition(":")[0]
+    name, _, rest = spec.partition(":")
+    if name in {"judge", "remote"}:
+        if label is not None:
+            raise InvalidArgument("a judge's verdicts are those of its family: drop label")
+        if name == "remote":
+            return cast(Filter, _kind("remote").load(rest, family=family, threshold=threshold))
+        return cast(Filter, _kind("judge").load(rest, family=family, threshold=threshold, device=device, dtype=dtype))
     if name not in KINDS and name in names(KINDS, GROUP):  # a third party's kind reads the rest of spec itself
         return cast(Filter, _kind(name)(spec, threshold=threshold))
     if spec in bundled_names():
         if labelled:
             raise InvalidArgument("a bundled filter knows its harmful label: drop label and family")
         return cast(Filter, _kind("bundled")(spec, threshold=threshold, device=device, dtype=dtype))
-    if Path(spec).is_dir() or paths.is_hub_id(spec):
+    kind, where = ("causal", rest) if name == "causal" else ("hf", spec)
+    if Path(where).is_dir() or paths.is_hub_id(where):
         options: dict[str, Any] = {"label": label, "family": family, "device": device, "dtype": dtype}
-        return cast(Filter, _kind("hf").load(spec, threshold=threshold, **options))
+        return cast(Filter, _kind(kind).load(where, threshold=threshold, **options))
     raise UnknownName(
         f"unknown filter {spec!r}: bundled are {', '.join(bundled_names()) or 'none'}; other forms are "
-        "keyword:word,word, a path to a model folder, and a hub id such as org/name"
+        "keyword:word,word, a path to a model folder, a hub id such as org/name, causal:<folder or hub id>, "
+        "judge:<folder or hub id> and remote:<url>#<model>"
     )
 
 

@@ -15,7 +15,13 @@ import huggingface_hub
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedTokenizerFast,
+)
 
 from promptguard.errors import MissingDependency, WeightsError
 from promptguard.score.manifest import BundledConfig
@@ -54,10 +60,22 @@ def load_base(config: BundledConfig) -> Base:
     model_config.label2id = {label: index for index, label in config.id2label.items()}
     fast: Any = PreTrainedTokenizerFast
     tokenizer = fast(tokenizer_file=str(files["tokenizer.json"]))
+    if config.kind == "causal":
+        model_config.is_decoder = True
+        _open_end(tokenizer)
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if hashlib.sha256("\n".join(token for token, _ in vocabulary).encode()).hexdigest() != config.base.vocab_sha256:
         raise WeightsError(f"the vocabulary of {config.base.repo} is not the one that {config.name} was trained with")
     return Base(model_config, tokenizer, _renamed(tensors, model_config, config))
+
+
+def _open_end(tokenizer: Any) -> None:
+    """Keep the first special token and drop the last: a prefix of a text then has a prefix of its tokens."""
+    backend = tokenizer.backend_tokenizer
+    first = backend.encode("").tokens[0]
+    backend.post_processor = TemplateProcessing(
+        single=f"{first} $A", special_tokens=[(first, backend.token_to_id(first))]
+    )
 
 
 def build(model_config: Any, architecture: str) -> Any:
@@ -67,7 +85,8 @@ def build(model_config: Any, architecture: str) -> Any:
         WeightsError: transformers builds another class than `architecture`.
     """
     with torch.random.fork_rng(devices=[]):  # Initialising draws random numbers; the caller's stream stays put.
-        auto: Any = AutoModelForSequenceClassification
+        by_token = architecture.endswith("ForTokenClassification")
+        auto: Any = AutoModelForTokenClassification if by_token else AutoModelForSequenceClassification
         model = auto.from_config(model_config, trust_remote_code=False)
     if type(model).__name__ != architecture:
         raise WeightsError(f"the base builds a {type(model).__name__}, not the {architecture} of the filter's config")

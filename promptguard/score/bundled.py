@@ -1,12 +1,13 @@
 """Filters that ship with promptguard: our own tensors over a public base model.
 
 `weights.safetensors` holds `delta.<name>`, added in float32 to the base's tensor, and `full.<name>`, which replaces or
-creates one. Every parameter of the classifier is accounted for; the result is a plain `HFFilter`.
+creates one. Every parameter of the classifier is accounted for; the result is a plain `HFFilter` or `CausalFilter`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +15,16 @@ import torch
 from promptguard.errors import UnknownName, WeightsError
 from promptguard.score import checkpoint, paths
 from promptguard.score.base import Base, build, load_base, read_tensors
+from promptguard.score.causal import CausalFilter
 from promptguard.score.hf import HFFilter
 from promptguard.score.manifest import BundledConfig, read_manifest
 
-__all__ = ["Base", "BundledConfig", "assemble", "load_base", "load_bundled", "read_manifest"]
+__all__ = ["Base", "BundledConfig", "assemble", "load_base", "load_bundled", "load_folder", "read_manifest"]
 
 
-def load_bundled(name: str, *, threshold: float | None = None, device: str = "cpu", dtype: str = "float32") -> HFFilter:
+def load_bundled(
+    name: str, *, threshold: float | None = None, device: str = "cpu", dtype: str = "float32"
+) -> HFFilter | CausalFilter:
     """Load a bundled filter; its base comes from its package, the hub's cache or the hub.
 
     Args:
@@ -38,12 +42,31 @@ def load_bundled(name: str, *, threshold: float | None = None, device: str = "cp
     known = paths.bundled_names()
     if name not in known:
         raise UnknownName(f"unknown bundled filter {name!r}: there are {', '.join(known) or 'none'}")
+    return load_folder(paths.filters_dir() / name, threshold=threshold, device=device, dtype=dtype)
+
+
+def load_folder(
+    folder: Path, *, threshold: float | None = None, device: str = "cpu", dtype: str = "float32"
+) -> HFFilter | CausalFilter:
+    """The filter in a folder with `config.json` and weights, as training writes it.
+
+    Args:
+        folder: its name is the filter's.
+        threshold: as for `load_bundled`.
+        device: as for `load_bundled`.
+        dtype: as for `load_bundled`.
+
+    Raises:
+        WeightsError: as for `load_bundled`.
+        MissingDependency: as for `load_bundled`.
+        InvalidArgument: as for `load_bundled`.
+    """
     precision = checkpoint.torch_dtype(dtype)
-    folder = paths.filters_dir() / name
     config = read_manifest(folder)
     own = read_tensors(folder / config.weights.file, config.weights.sha256)
     base = load_base(config)
-    return HFFilter(
+    kind: type[HFFilter] | type[CausalFilter] = CausalFilter if config.kind == "causal" else HFFilter
+    return kind(
         checkpoint.place(assemble(config, own, base).to(precision), device),
         base.tokenizer,
         label=config.harmful,

@@ -23,8 +23,8 @@ from promptguard.score import paths
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
-# JSON, vocabularies and safetensors of the top folder; everything else of a repository stays where it is.
-_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]
+# JSON, vocabularies, chat templates and safetensors of the top folder; everything else stays where it is.
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 _UNWANTED = ["*/*"]
 
 

@@ -6,10 +6,7 @@ the score is the largest. Nothing is truncated, no code of the model is run, and
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,21 +18,16 @@ from promptguard.capabilities import MaskGradient
 from promptguard.errors import FilterError, InvalidArgument, discreetly
 from promptguard.score import checkpoint
 from promptguard.score.batches import pack, pad
+from promptguard.score.classifier import Classifier, checked_band, checked_batch, checked_threshold, repository
 from promptguard.score.families import Activation
 from promptguard.score.introspect import (
     GUARD_BANDS,
-    default_guard_band,
     default_window,
-    model_digest,
     position_limit,
-    refuse_quantised,
 )
 from promptguard.score.labels import LabelChoice, readout
 from promptguard.score.windows import Window, WindowTokenizer
 
-# Small batches stay in a CPU's cache (478 texts on two cores: 1.2 s at 2048 tokens, 1.8 s at 16384).
-_BATCH_TOKENS_CPU = 2048
-_BATCH_TOKENS = 16384
 _PROBE = ("stop", "The quick brown fox jumps over the lazy dog, again and again.")
 
 
@@ -81,24 +73,19 @@ class HFFilter:
             InvalidArgument: threshold, window, overlap, batch_tokens, guard_band or tokenizer cannot be used.
             FilterError: the model is quantised, fails, or scores a text differently in different batches.
         """
-        refuse_quantised(model)
-        repository = name or str(getattr(model.config, "_name_or_path", "") or "")
-        self._readout = readout(model.config, label=label, activation=activation, family=family, repository=repository)
+        known = name or repository(model)
+        chosen = readout(model.config, label=label, activation=activation, family=family, repository=known)
+        self._classifier = Classifier(model, chosen, Path(known).name)
         window = default_window(model, tokenizer) if window is None else window
         if window > (position_limit(model) or window):
             raise InvalidArgument(f"window {window} is over the {position_limit(model)} positions of the model")
         self._tokenizer = WindowTokenizer(tokenizer, window, window // 4 if overlap is None else overlap)
         self.tokenizer = tokenizer
-        self._model = model.eval()
-        self.name = name or Path(repository).name or type(model).__name__
-        self.threshold = _finite("threshold", threshold)
-        if not 0.0 <= self.threshold <= 1.0:
-            raise InvalidArgument(f"threshold is {threshold}; scores are probabilities, so it must be in [0, 1]")
-        self.guard_band = default_guard_band(model.dtype) if guard_band is None else _finite("guard_band", guard_band)
-        if batch_tokens is None:
-            batch_tokens = _BATCH_TOKENS_CPU if model.device.type == "cpu" else _BATCH_TOKENS
-        if batch_tokens < 1 or self.guard_band < 0:
-            raise InvalidArgument("batch_tokens must be at least 1 and guard_band at least 0")
+        self._model = self._classifier.model
+        self.name = self._classifier.name
+        self.threshold = checked_threshold(threshold)
+        self.guard_band = checked_band(guard_band, model.dtype)
+        batch_tokens = checked_batch(batch_tokens, model.device.type)
         # Decoders find the end of a text by its padding: without a padding id they take one text at a time.
         self._pad_id = model.config.get_text_config().pad_token_id
         self._batch_tokens = 1 if self._pad_id is None else batch_tokens
@@ -155,16 +142,7 @@ class HFFilter:
     @cached_property
     def digest(self) -> str:
         """sha256 of everything that decides a score: model, tokenizer, labels, activation, precision, windows."""
-        parts = {
-            "model": model_digest(self._model),
-            "tokenizer": self._tokenizer.digest,
-            "harmful": self._readout.harmful,
-            "activation": self._readout.activation,
-            "dtype": str(self._model.dtype),
-            "window": self.window,
-            "overlap": self.overlap,
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return self._classifier.digest(tokenizer=self._tokenizer.digest, window=self.window, overlap=self.overlap)
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
         """One probability of harm per text, float64.
@@ -199,7 +177,7 @@ class HFFilter:
         """
         if len(mask) != len(pieces) or not all(0.0 <= value <= 1.0 for value in mask):
             raise InvalidArgument("mask must hold one number in [0, 1] per piece")
-        self._refuse_training()
+        self._classifier.refuse_training()
         found = self._tokenizer.attribute(pieces)
         if not found.window.ids:
             return MaskGradient(0.0, (0.0,) * len(pieces))
@@ -209,7 +187,7 @@ class HFFilter:
             batch = self._batch([found.window])
             embedded = self._embeddings(batch.pop("input_ids"))
             batch["inputs_embeds"] = embedded * weights.to(embedded.dtype)[None, :, None]
-            score = self._harm(self._logits(batch))[0]
+            score = self._classifier.harm(self._logits(batch))[0]
             # Not backward(): the parameters' own gradients must stay untouched.
             (gradient,) = torch.autograd.grad(score, soft)
         if not bool(torch.isfinite(gradient).all()):
@@ -219,10 +197,10 @@ class HFFilter:
     @torch.inference_mode()
     def _score(self, windows: Sequence[Window]) -> list[float]:
         """Harm of each window, in order."""
-        self._refuse_training()
+        self._classifier.refuse_training()
         scores = [0.0] * len(windows)
         for batch in pack([len(window.ids) for window in windows], self._batch_tokens, equal=self._equal):
-            harm = self._harm(self._logits(self._batch([windows[index] for index in batch]))).tolist()
+            harm = self._classifier.harm(self._logits(self._batch([windows[index] for index in batch]))).tolist()
             for index, score in zip(batch, harm, strict=True):
                 scores[index] = score
         return scores
@@ -234,28 +212,12 @@ class HFFilter:
         return {key: torch.tensor(value, device=self._model.device) for key, value in rows.items()}
 
     def _logits(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        # Autocast that the caller has on would change the scores, and is another thing in another thread.
-        with torch.autocast(self._model.device.type, enabled=False):
-            logits: torch.Tensor = discreetly(f"the model of filter {self.name}", lambda: self._model(**batch).logits)
-        if not bool(torch.isfinite(logits).all()):
-            raise FilterError(f"the model of filter {self.name} gave logits that are not finite: check its weights")
+        logits: torch.Tensor = self._classifier.call(self._model, **batch).logits
         return logits
 
     def _embeddings(self, ids: torch.Tensor) -> torch.Tensor:
         what = f"the embedding layer of filter {self.name}"
         return discreetly(what, lambda: torch.as_tensor(self._model.get_input_embeddings()(ids)))
-
-    def _harm(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits of shape (batch, labels) to float64 probabilities of shape (batch,)."""
-        exact = logits.cpu().double()
-        if self._readout.activation is Activation.SIGMOID:
-            return torch.sigmoid(exact[:, self._readout.harmful]).amax(dim=1)
-        return torch.softmax(exact, dim=1)[:, self._readout.harmful].sum(dim=1)
-
-    def _refuse_training(self) -> None:
-        # Dropout would make the score random, and a model in training may have other weights than its digest says.
-        if any(module.training for module in self._model.modules()):
-            raise FilterError(f"the model of filter {self.name} is in training mode: make a new filter when it is done")
 
     @torch.inference_mode()
     def _probe(self) -> None:
@@ -270,7 +232,7 @@ class HFFilter:
             return
         allowed = max(self.guard_band, GUARD_BANDS[torch.float32])
         for other in (Window(long.ids[:size], long.types[:size]), long):
-            together = float(self._harm(self._logits(self._batch([short, other])))[0])
+            together = float(self._classifier.harm(self._logits(self._batch([short, other])))[0])
             if abs(together - alone) <= allowed:
                 continue
             if len(other.ids) == size:
@@ -281,9 +243,3 @@ class HFFilter:
 
 def _arguments(model: Any) -> frozenset[str]:
     return frozenset(inspect.signature(model.forward).parameters)
-
-
-def _finite(argument: str, value: float) -> float:
-    if not math.isfinite(value):
-        raise InvalidArgument(f"{argument} is {value}; it must be a finite number")
-    return float(value)

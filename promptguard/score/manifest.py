@@ -55,7 +55,8 @@ class BundledConfig(_Strict):
 
     Attributes:
         name: the folder's name.
-        kind: "delta": differences to a public base model.
+        kind: "delta": differences to a public base model; "causal": such a model that reads its score off the last
+            token of a text, without special tokens behind it.
         summary: one line for people.
         base: the base model.
         architecture: transformers class of the classifier.
@@ -68,10 +69,10 @@ class BundledConfig(_Strict):
     """
 
     name: str
-    kind: Literal["delta"]
+    kind: Literal["delta", "causal"]
     summary: str
     base: BaseSource
-    architecture: Annotated[str, Field(pattern=r"^\w+ForSequenceClassification$")]
+    architecture: Annotated[str, Field(pattern=r"^\w+For(Sequence|Token)Classification$")]
     id2label: Annotated[dict[int, str], Field(min_length=1)]
     harmful: str
     threshold: Annotated[float, Field(ge=0, le=1)]

@@ -80,17 +80,28 @@ class Trie:
         return seen
 
 
-def pack_tries(sequences: Sequence[Sequence[int]], max_nodes: int) -> Iterator[tuple[Trie, list[int]]]:
+def pack_tries(
+    sequences: Sequence[Sequence[int]], max_nodes: int, *, related: bool = False
+) -> Iterator[tuple[Trie, list[int]]]:
     """Tries of at most `max_nodes` nodes (one sequence may be longer) with the indices of the sequences they hold.
 
     Sequences are taken in the order of their tokens, so that those with a common beginning meet in one trie.
+
+    Args:
+        sequences: token ids, each at least one.
+        max_nodes: nodes in a trie; a forward pass takes time and memory by its square.
+        related: a sequence joins a trie only if it continues, or shares at least half with, the one before it.
     """
     trie, held = Trie(), list[int]()
     for index in sorted(range(len(sequences)), key=lambda index: list(sequences[index])):
         sequence = sequences[index]
-        if held and len(trie) + trie.added_by(sequence) > max_nodes:
-            yield trie, held
-            trie, held = Trie(), []
+        if held:
+            new = trie.added_by(sequence)
+            shorter = min(len(sequence), len(sequences[held[-1]]))
+            stranger = related and 2 * (len(sequence) - new) < shorter
+            if stranger or len(trie) + new > max_nodes:
+                yield trie, held
+                trie, held = Trie(), []
         trie.add(sequence)
         held.append(index)
     if held:

@@ -1,18 +1,15 @@
-"""Erased versions of a text in words, and the maximum margin over them (erase-and-check by enumeration).
+"""Erased versions of a text in words.
 
 A punctuation mark counts as a word, as in promptguard's unit "word".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
 from augment import units
-from model import margins
-from tokenizers import Tokenizer
-from torch import nn
 
 Eraser = Callable[[str], list[str]]
 
@@ -53,13 +50,3 @@ MODES: dict[str, Eraser] = {
     "insertion10": lambda text: [text, *deletions(text, 1, 10)],
     "infusion2": lambda text: subsets(text, 2),
 }
-
-
-def max_margins(
-    model: nn.Module, tokenizer: Tokenizer, texts: Sequence[str], mode: str, bf16: bool = False
-) -> np.ndarray:
-    """Margin of the worst erasure of each text, in one of `MODES`."""
-    candidates = [MODES[mode](text) for text in texts]
-    flat = margins(model, tokenizer, [text for group in candidates for text in group], bf16=bf16)
-    ends = np.cumsum([len(group) for group in candidates])
-    return np.array([part.max() for part in np.split(flat, ends[:-1])], dtype=np.float32)
