@@ -19,6 +19,8 @@ _LAZY = {
     "load_filter": "score",
     "as_filter": "score",
     "EraseAndCheck": "certify.erase_and_check",
+    "AnyOf": "certify.any_of",
+    "default_certifier": "guard.default",
     "Guard": "guard",
     "Policy": "guard",
     "Decision": "guard",

@@ -52,7 +52,7 @@ class Threat:
             "suffix": "appended",
             "infusion": "inserted anywhere, one by one",
             "wrap": "put before and after",
-            "wrap-boundary": "put before (ending at a sentence, quote or line boundary) and after",
+            "wrap-boundary": "put before (ending with a mark or a line break) and after",
         }
         prompt = "" if self.max_prompt is None else f", around a prompt of at most {self.max_prompt}"
         return f"{amount} {unit} {how.get(self.kind, f'({self.kind})')}{prompt}"

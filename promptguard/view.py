@@ -27,8 +27,8 @@ from functools import cache
 
 from promptguard.errors import EmptyText, InvalidText, TextTooLong
 
-# The rules below have a number, which certificates name: another view is another filter.
-VIEW = f"canonical view 1, Unicode {unicodedata.unidata_version}"
+# The rules below, kinds included, have a number, which certificates name: another view is another filter.
+VIEW = f"canonical view 2, Unicode {unicodedata.unidata_version}"
 _CACHED_CODE_POINTS = 65_536  # bounds the tables' memory whatever texts arrive
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -105,7 +105,10 @@ def _kind(code: int) -> str:
         return "s"
     if _is_between(code, _UNSPACED):
         return "p"
-    is_word = image[0].isalnum() or unicodedata.category(image[0]).startswith("M")
+    if image[0] == " ":  # Spacing accents: white space sets them off.
+        return "p"
+    # Both ends: the image of U+2103 is a degree sign and a C, to which a letter behind it would be glued.
+    is_word = any(end.isalnum() or unicodedata.category(end).startswith("M") for end in (image[0], image[-1]))
     return "w" if is_word else "p"
 
 

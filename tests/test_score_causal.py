@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise, product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +15,15 @@ import torch
 from attacks import words
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from transformers import (
     BertConfig,
     BertForTokenClassification,
     MistralConfig,
     MistralForSequenceClassification,
+    Phi3Config,
+    Phi3ForSequenceClassification,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForSequenceClassification,
 )
@@ -26,7 +32,8 @@ from promptguard.capabilities import PrefixFilter
 from promptguard.certify.erase_and_check import EraseAndCheck
 from promptguard.certify.ways import Prefixes
 from promptguard.erase import load_mode
-from promptguard.errors import FilterError, InvalidArgument
+from promptguard.errors import FilterError, InvalidArgument, UnknownName
+from promptguard.score import load_filter
 from promptguard.score.causal import CausalFilter
 from promptguard.score.hf import HFFilter
 from promptguard.score.prefix_tokens import PrefixTokenizer
@@ -97,7 +104,7 @@ class OneByOne:
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
         return [
-            max(self._filter._whole(window) for window in windows)
+            max(float(self._filter._classifier.harm(self._filter._whole(window))[0]) for window in windows)
             for windows in (self._filter._tokenizer.texts([text])[0] for text in texts)
         ]
 
@@ -299,3 +306,65 @@ def test_the_score_is_that_of_the_plain_classifier() -> None:
     ours, plain = (kind(model, tokenizer, label="harmful") for kind in (CausalFilter, HFFilter))
     texts = [canonical(text) for text in SENTENCES]
     assert ours(texts) == pytest.approx(plain(texts), abs=1e-6)
+
+
+def test_a_saved_causal_classifier_is_loaded_by_name(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "llama", tiny.llama(), tiny.bytelevel())
+    filter_ = load_filter(f"causal:{folder}", label="harmful", threshold=0.25)
+    assert isinstance(filter_, CausalFilter)
+    assert filter_.threshold == 0.25
+    assert filter_(["a bomb"]) == pytest.approx(load_filter(str(folder), label="harmful")(["a bomb"]), abs=1e-6)
+    with pytest.raises(FilterError, match="not causal"):
+        load_filter(f"causal:{tiny.save(tmp_path / 'bert', tiny.bert(), tiny.wordpiece())}", label="harmful")
+    with pytest.raises(UnknownName):
+        load_filter("causal:no/such folder")
+
+
+# Planted models that a shallow check would take for causal, or whose scores depend on their neighbours
+
+
+def sure(model: Any) -> Any:
+    """Saturate the head: a probability moves less than any band."""
+    with torch.no_grad():
+        model.classifier.weight.mul_(0.05)
+        model.classifier.bias.copy_(torch.tensor([30.0, -30.0]))
+    return model
+
+
+def chinese() -> Any:
+    """A tokenizer that knows no English word: the whole probe sentence would be unknown."""
+    tokenizer = tiny.wordpiece()
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["model"]["vocab"] = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "\u70b8": 5, "\u4e0d": 6}
+    fast: Any = PreTrainedTokenizerFast
+    return fast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), unk_token="[UNK]")
+
+
+def test_a_model_that_is_not_causal_is_refused_even_when_it_is_sure_or_knows_no_english() -> None:
+    both_ways = tiny._make(BertForTokenClassification, BertConfig, 0, tiny._small(tiny.wordpiece()))
+    with pytest.raises(FilterError, match="not causal"):
+        CausalFilter(sure(both_ways), tiny.wordpiece(), label="harmful")
+    with pytest.raises(FilterError, match="not causal"):
+        CausalFilter(both_ways, chinese(), label="harmful")
+
+
+def test_a_window_beyond_the_reach_of_attention_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="reaches back"):
+        build("mistral", window=13)
+    assert build("mistral").window == 12
+
+
+def test_rotary_embeddings_that_stretch_are_kept_to_their_short_form() -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    config = {**ONE_HEAD, "original_max_position_embeddings": 16, "max_position_embeddings": 64}
+    small = tiny._small(tiny.bytelevel(), **config, rope_parameters=rope)
+    model = tiny._make(Phi3ForSequenceClassification, Phi3Config, 0, small)
+    for kind in (CausalFilter, HFFilter):
+        filter_ = kind(model, tiny.bytelevel(), label="harmful")
+        assert filter_.window == 16
+        alone = filter_(["a bomb"])[0]
+        assert filter_(["a bomb", "describe how to steal a car and sell its parts " * 3])[0] == pytest.approx(
+            alone, abs=1e-5
+        )
+        with pytest.raises(InvalidArgument, match="positions"):
+            kind(model, tiny.bytelevel(), label="harmful", window=17)

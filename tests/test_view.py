@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptguard.errors import EmptyText, InvalidText, TextTooLong
-from promptguard.view import canonical, check_text
+from promptguard.view import canonical, check_text, kinds
 
 # Every class of invisible code point that guards are known to miss, by code point.
 INVISIBLE = {
@@ -215,3 +215,9 @@ def test_every_string_is_checked_or_refused_for_a_reason(text: str, limit: int) 
     except InvalidText as error:
         outcome = type(error)
     assert outcome == (expected or text)
+
+
+def test_kinds_keep_units_and_words_of_the_view_together() -> None:
+    """Letters are glued to the C of U+2103, a degree sign and a C; spacing accents are set off by white space."""
+    assert kinds("\u2103\u2109a1") == "wwww"
+    assert kinds("\u203e\u2017\ufe49\u00a8\u00b8!") == "pppppp"

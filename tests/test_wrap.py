@@ -19,7 +19,7 @@ from promptguard.certify.erase_and_check import EraseAndCheck
 from promptguard.certify.ways import Infusions, Monotone, Prefixes
 from promptguard.erase import load_mode
 from promptguard.erase.suffix import Suffix
-from promptguard.erase.wrap import BOUNDARIES, Wrap
+from promptguard.erase.wrap import Wrap
 from promptguard.errors import BudgetExceeded, FilterError, InvalidArgument, InvalidText, TextTooLong
 from promptguard.types import EraseMode, Erasure, Label, Threat
 from promptguard.units import Chars, Words
@@ -106,30 +106,57 @@ def test_the_threat_names_the_longest_prompt_and_the_certificate_reaches_further
 
 
 def test_boundaries_are_marks_and_line_breaks() -> None:
-    mode: Any = load_mode("wrap-boundary", math.inf, max_prompt=3)
+    mode = load_mode("wrap-boundary", math.inf, max_prompt=3)
     assert isinstance(mode, TextMode)
     pieces = Words()('Say this: "go on" now\nyes. ok a, b')
-    starts: tuple[int, ...] = mode.of(pieces).starts  # type: ignore[attr-defined]
-    assert [pieces[i].strip() for i in starts] == ["Say", '"', "go", "now", "yes", "ok"]
-    assert {"a", "b"}.isdisjoint(pieces[i].strip() for i in starts)
-    assert "," not in BOUNDARIES
+    bound: Any = mode.of(pieces)
+    starts: tuple[int, ...] = bound.starts
+    assert [pieces[i].strip() for i in starts] == ["Say", '"', "go", "now", "yes", "ok", "b"]
     assert mode.count(len(pieces)) >= mode.of(pieces).count(len(pieces))
 
 
+ENDS = [
+    *(mark for mark in ".!?:;,)]}\"'»”」؟।‽¿<#/-_"),
+    *("\n", "\r\n", "\u2028", "\x0b", "\n\u200b", " \u200b\n", "\n\u2800", "\ufe0f\n ", ".\u200b", "? ", "!\u3000 "),
+]
+
+
 @pytest.mark.parametrize("unit", [Words(), Chars()], ids=["word", "char"])
-def test_wrappers_that_end_at_a_boundary_are_undone_and_others_need_not_be(unit: Any) -> None:
-    certifier = EraseAndCheck(exact("a b"), load_mode("wrap-boundary", math.inf, max_prompt=8), unit)
-    verdict = certifier.certify("a b")
+@pytest.mark.parametrize("prompt", ["do it", "\xaddo it", " do it"])
+def test_wrappers_that_end_at_a_boundary_are_undone(unit: Any, prompt: str) -> None:
+    most = len(unit(prompt))
+    certifier = EraseAndCheck(
+        exact("do it"), load_mode("wrap-boundary", math.inf, max_prompt=most), unit, max_checks=None
+    )
+    verdict = certifier.certify(prompt)
     assert verdict.certificate is not None
-    assert verdict.certificate.threat.kind == "wrap-boundary"
-    assert "boundary" in verdict.certificate.sentence()
-    ends = [*BOUNDARIES, "\n", "\r\n", "\u2028", ".\u200b", "? ", "x\n  "]
-    for end, after in product(ends, ("", " x", "! y")):
-        space = "" if unit.name == "char" else " "
-        if not end.strip("\u200b ").isalnum():
-            start = f"c d{end}" if end[-1] in " \n\u2028" else f"c d{end}{space}"
-            assert certifier.certify(f"{start}a b{after}").label is Label.HARMFUL, (end, after)
-    assert certifier.certify("c d a b").label is Label.SAFE
+    assert "ending with a mark or a line break" in verdict.certificate.sentence()
+    assert any("any visible code point" in line for line in verdict.certificate.assumes)
+    for end, after in product(ENDS, ("", " x", "! y")):
+        space = " " if unit.name == "word" and end[-1] not in " \n\r\x0b\u2028\u3000" else ""
+        assert certifier.certify(f"c d{end}{space}{prompt}{after}").label is Label.HARMFUL, (end, after)
+    assert certifier.certify("c d do it").label is Label.SAFE
+
+
+def test_a_limit_of_checks_counts_every_length_on_the_way() -> None:
+    """A longer text can have fewer erasures than a shorter one, so the largest budget is no place to look alone."""
+    for budget, limit, length in product((2, 3, 5), (3, 4, 6, 9), (1, 2, 3)):
+        prompt = "ab" * length
+        filter_ = exact(prompt[:length])
+        certifier = EraseAndCheck(filter_, Wrap(budget, 1, 2), Chars(), max_checks=limit)
+        try:
+            certificate = certifier.certify(prompt[:length]).certificate
+        except (BudgetExceeded, InvalidText):
+            continue
+        if certificate:
+            assert first_violation([(Trial(certifier, filter_, None, "x", cap=6), [tuple(prompt[:length])])]) is None
+
+
+def test_blank_pieces_are_no_start_and_no_text_is_called_safe_unread() -> None:
+    certifier = EraseAndCheck(exact("a"), load_mode("wrap-boundary", math.inf, max_prompt=3), Chars())
+    assert certifier.certify("     a").label is Label.HARMFUL
+    with pytest.raises(InvalidText):
+        EraseAndCheck(exact("a"), Wrap(1, 1, 1), Chars()).certify("a  ")
 
 
 # One pass

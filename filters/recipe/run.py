@@ -109,7 +109,8 @@ class Run:
         self.optimizer.step()
         self.step += 1
         keep = min(self.plan.average, self.step / (self.step + 10))
-        torch._foreach_lerp_(list(self.average.values()), list(trainable(self.model).values()), 1 - keep)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), list(trainable(self.model).values()), 1 - keep)
         return loss.item()
 
     def save(self) -> None:

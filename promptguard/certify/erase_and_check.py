@@ -131,7 +131,7 @@ class EraseAndCheck:
         if self._max_work is not None and (work := self._way.work(pieces, mode)) > self._max_work:
             raise TextTooLong(len(pieces.text), len(pieces.text) * self._max_work // work, "max_work")
         found = self._way.search(pieces, mode)
-        if not found.checks:
+        if not found.calls:
             raise self._nothing_to_check(degraded)
         witness = found.sure or found.flagged
         return Verdict(
@@ -203,13 +203,18 @@ class EraseAndCheck:
             return checked < (spent + b if self._anytime else self.mode.budget)
 
         # Erase budget b asks for more than b checks, so b < max_checks.
-        top = int(min(left, self._max_checks))
-        return bisect_left(range(1, top + 1), True, key=is_out_of_reach)
+        attacks = range(1, int(min(left, self._max_checks)) + 1)
+        if self.threat().max_prompt is None:
+            return bisect_left(attacks, True, key=is_out_of_reach)
+        # Where the length of prompts is bounded, longer texts may have fewer erasures: every b up to the answer counts.
+        return next((b - 1 for b in attacks if is_out_of_reach(b)), len(attacks))
 
     def _assumptions(self) -> Iterator[str]:
         yield f"filter {self.filter.name}, threshold {self.filter.threshold!r}, guard band {self.filter.guard_band!r}"
         yield f"texts are scored in the {VIEW}"
         yield f"unit {self.units.name} covers {self.units.covers}"
+        if starts := getattr(self.mode, "covers", ""):
+            yield f"mode {self.mode.kind} covers {starts}"
         yield f"erase budget: {self.threat().describe()}"
         if self._way.how:
             yield self._way.how

@@ -15,25 +15,26 @@ from tqdm import tqdm
 from promptguard.certify.erase_and_check import MAX_CHECKS
 from promptguard.cli.options import (
     BLOCKED,
+    FILTER,
+    MODE,
+    UNIT,
     AnytimeOption,
     BlocksOption,
     DeviceOption,
     FamilyOption,
-    FilterOption,
     LabelOption,
     MaxChecksOption,
     MaxEraseOption,
     MaxPromptOption,
-    ModeOption,
     Options,
     ThresholdOption,
-    UnitOption,
     configuration,
     is_terminal,
     out,
 )
 from promptguard.errors import InvalidArgument
 from promptguard.guard import Decision, Guard, Reason
+from promptguard.guard.default import default_certifier
 from promptguard.types import Verdict
 
 TextArgument = Annotated[str | None, typer.Argument(help="The text; '-' or nothing reads standard input.")]
@@ -61,7 +62,8 @@ def _read(text: str | None, file: Path | None) -> str:
         raise InvalidArgument("the text is not UTF-8") from None
 
 
-def _decide(options: Options, text: str | None, file: Path | None) -> Decision:
+def _decide(options: Options | None, text: str | None, file: Path | None) -> Decision:
+    """Ask a guard of these options, or the default one."""
     with configuration():
         content = _read(text, file)
         bar = tqdm(total=0, unit="check", leave=False, delay=2, disable=not is_terminal())
@@ -70,7 +72,7 @@ def _decide(options: Options, text: str | None, file: Path | None) -> Decision:
             bar.total = total
             bar.update(done - bar.n)
 
-        guard = Guard(options.certifier(progress=show))
+        guard = Guard(options.certifier(progress=show) if options else default_certifier())
     with bar:
         return guard.check(content)
 
@@ -153,11 +155,11 @@ def _command(show: Callable[[Decision, bool], None], doc: str) -> Callable[..., 
     def command(
         text: TextArgument = None,
         file: FileOption = None,
-        filter_: FilterOption = "minilm",
-        mode: ModeOption = "suffix",
+        filter_: Annotated[str | None, FILTER] = None,
+        mode: Annotated[str | None, MODE] = None,
         max_erase: MaxEraseOption = None,
         blocks: BlocksOption = 1,
-        unit: UnitOption = "word",
+        unit: Annotated[str | None, UNIT] = None,
         threshold: ThresholdOption = None,
         label: LabelOption = None,
         device: DeviceOption = "cpu",
@@ -167,10 +169,23 @@ def _command(show: Callable[[Decision, bool], None], doc: str) -> Callable[..., 
         family: FamilyOption = None,
         as_json: JsonOption = False,
     ) -> None:
+        said = (filter_, mode, max_erase, unit, threshold, label, max_prompt, family)
         options = Options(
-            filter_, mode, max_erase, blocks, unit, threshold, label, device, max_checks, anytime, max_prompt, family
+            filter_ or "minilm",
+            mode or "suffix",
+            max_erase,
+            blocks,
+            unit or "word",
+            threshold,
+            label,
+            device,
+            max_checks,
+            anytime,
+            max_prompt,
+            family,
         )
-        decision = _decide(options, text, file)
+        is_default = all(option is None for option in said) and blocks == 1 and device == "cpu" and not anytime
+        decision = _decide(None if is_default else options, text, file)
         show(decision, as_json)
         if not decision.allowed:
             raise typer.Exit(BLOCKED)

@@ -10,21 +10,25 @@ from rich.table import Table
 
 from promptguard.cli.options import configuration, out
 from promptguard.score import bundled_names
-from promptguard.score.manifest import read_manifest
+from promptguard.score.manifest import read_entry
 from promptguard.score.paths import filters_dir
 
 
 def filters(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False) -> None:
     """List the bundled filters."""
     with configuration():
-        configs = [read_manifest(filters_dir() / name) for name in bundled_names()]
+        entries = [read_entry(filters_dir() / name) for name in bundled_names()]
+    bases = [entry.base.repo if entry.base else None for entry in entries]
     if as_json:
-        rows = [{"name": c.name, "summary": c.summary, "base": c.base.repo, "threshold": c.threshold} for c in configs]
+        rows = [
+            {"name": e.name, "kind": e.kind, "summary": e.summary, "base": base, "threshold": e.threshold}
+            for e, base in zip(entries, bases, strict=True)
+        ]
         typer.echo(json.dumps(rows))
         return
     table = Table()
-    for column in ("name", "base model", "threshold", "summary"):
+    for column in ("name", "kind", "base model", "summary"):
         table.add_column(column)
-    for config in configs:
-        table.add_row(config.name, config.base.repo, f"{config.threshold:g}", config.summary)
+    for entry, base in zip(entries, bases, strict=True):
+        table.add_row(entry.name, entry.kind, base or "none", entry.summary)
     out.print(table)

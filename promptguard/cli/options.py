@@ -29,17 +29,15 @@ DEFAULT_MAX_ERASE = 20
 out = Console()
 err = Console(stderr=True)
 
-FilterOption = Annotated[
-    str,
-    typer.Option(
-        "--filter",
-        help="Bundled name, model folder, hub id, keyword:a,b, causal:PATH, judge:PATH or remote:URL#MODEL.",
-        metavar="NAME|PATH|ID",
-    ),
-]
-ModeOption = Annotated[
-    str, typer.Option("--mode", help="Attack to undo: suffix, insertion, infusion, wrap or wrap-boundary.")
-]
+FILTER = typer.Option(
+    "--filter",
+    help="Bundled name, model folder, hub id, keyword:a,b, causal:PATH, judge:PATH or remote:URL#MODEL. Default: "
+    "minilm; for check and certify without any of these options, any of the bundled filters.",
+    metavar="NAME|PATH|ID",
+)
+FilterOption = Annotated[str, FILTER]
+MODE = typer.Option("--mode", help="Attack to undo: suffix, insertion, infusion, wrap or wrap-boundary.")
+ModeOption = Annotated[str, MODE]
 MaxEraseOption = Annotated[
     str | None,
     typer.Option(
@@ -56,7 +54,8 @@ FamilyOption = Annotated[
     str | None, typer.Option("--family", help="Family of a classifier or judge whose labels or name do not say it.")
 ]
 BlocksOption = Annotated[int, typer.Option("--blocks", help="Blocks erased at most; insertion only.")]
-UnitOption = Annotated[str, typer.Option("--unit", help="What is counted: char, word or token.")]
+UNIT = typer.Option("--unit", help="What is counted: char, word or token.")
+UnitOption = Annotated[str, UNIT]
 ThresholdOption = Annotated[
     str | None,
     typer.Option(

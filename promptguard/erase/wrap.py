@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -12,11 +13,10 @@ from promptguard.capabilities import Span
 from promptguard.erase.budget import capped, checked, one_block
 from promptguard.errors import InvalidArgument
 from promptguard.types import Erasure
-from promptguard.view import canonical
+from promptguard.view import canonical, kinds
 
 MAX_PROMPT = 40
-# Ends of sentences and clauses, quotes, brackets, and what sets off parts of a plain-text document.
-BOUNDARIES = frozenset(".!?:;…。！？\"'«»[](){}<>`*#|-=~_")
+_LINE_BREAKS = frozenset("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Wrap:
         budget: units before and after, together; `math.inf` is unlimited.
         blocks: 1.
         max_prompt: units of the longest prompt that is protected.
-        boundaries: substrings start only at the beginning and after a mark of `BOUNDARIES` or a line break. The
+        boundaries: substrings start only at the beginning and after a mark or a line break, white space aside. The
             theorem then holds for attacks whose text before P ends with one, and the kind is "wrap-boundary".
         starts: where substrings may start, ascending; None is everywhere.
     """
@@ -50,6 +50,16 @@ class Wrap:
             raise InvalidArgument(f"the longest prompt must be a whole number of units >= 1, not {self.max_prompt!r}")
 
     @property
+    def covers(self) -> str:
+        """Which text before the prompt is undone, if not every text."""
+        if not self.boundaries:
+            return ""
+        return (
+            "text before the prompt that ends, white space and invisible code points aside, with a line break or a "
+            "mark: any visible code point whose canonical image ends in no letter, digit or combining mark"
+        )
+
+    @property
     def kind(self) -> str:
         """The threat: "wrap", or the weaker "wrap-boundary"."""
         return "wrap-boundary" if self.boundaries else "wrap"
@@ -62,8 +72,7 @@ class Wrap:
         """The mode for a text: with `boundaries`, its starts are found."""
         if not self.boundaries:
             return self
-        starts = (i for i in range(len(pieces)) if i == 0 or _is_boundary(pieces[i - 1], pieces[i]))
-        return dataclasses.replace(self, starts=tuple(starts))
+        return dataclasses.replace(self, starts=tuple(_starts(pieces)))
 
     def spans(self, n: int) -> Iterator[Span]:
         """For each start, the ends of its substrings."""
@@ -84,8 +93,14 @@ class Wrap:
                     yield Erasure(n - length, tuple((a, b) for a, b in runs if a < b))
 
     def count(self, n: int, limit: int | None = None) -> int:
-        """The sum over the starts of the number of ends, exactly."""
-        return sum(span.high - span.low + 1 for span in self.spans(n)) if n else 1
+        """The sum over the starts of the number of ends, exactly. Longer texts may have fewer."""
+        if n == 0:
+            return 1
+        if self.starts is not None:
+            return sum(span.high - span.low + 1 for span in self.spans(n))
+        shortest, longest = max(1, n - capped(self.budget, n)), min(n, self.max_prompt)
+        lengths = max(0, longest - shortest + 1)
+        return lengths * (2 * n - shortest - longest + 2) // 2  # n - length + 1 starts for each length
 
     def longest(self, n: int, budget: int) -> int:
         """Length n + budget."""
@@ -97,16 +112,21 @@ class Wrap:
 
 
 def wrap_after_boundaries(budget: float = math.inf, blocks: int = 1, max_prompt: int = MAX_PROMPT) -> Wrap:
-    """Wrap mode with starts at the beginning and after `BOUNDARIES` and line breaks: fewer, for a weaker threat."""
+    """Wrap mode with starts at the beginning and after marks and line breaks only: fewer, for a weaker threat."""
     return Wrap(budget, blocks, max_prompt, boundaries=True)
 
 
-def _is_boundary(before: str, after: str) -> bool:
-    """Whether a mark or a line break stands between two neighbouring pieces; both are part of the attacked text."""
-    view = canonical(before)
-    blank = after[: len(after) - len(after.lstrip())]
-    return (bool(view) and view[-1] in BOUNDARIES) or len(f"{blank}.".splitlines()) > 1 or _ends_line(before)
-
-
-def _ends_line(piece: str) -> bool:
-    return bool(piece) and piece[-1:].splitlines() == [""]
+def _starts(pieces: Sequence[str]) -> Iterator[int]:
+    """The beginning, and the first visible piece after a mark or a line break."""
+    is_open = True
+    for index, piece in enumerate(pieces):
+        shape = kinds(piece)
+        visible = [at for at, kind in enumerate(shape) if kind in "wp"]
+        if not visible:
+            is_open = is_open or not _LINE_BREAKS.isdisjoint(piece)
+            continue
+        if is_open or not _LINE_BREAKS.isdisjoint(piece[: visible[0]]):
+            yield index
+        last = canonical(piece)[-1]
+        is_mark = not (last.isalnum() or unicodedata.category(last).startswith("M"))
+        is_open = is_mark or not _LINE_BREAKS.isdisjoint(piece[visible[-1] :])

@@ -118,7 +118,7 @@ def calibrate(
         texts=n,
         allowed=allowed,
         exceeding=exceeding,
-        refused=sum(map(math.isinf, scores)),
+        refused=sum(score == math.inf for score in scores),
         observed=exceeding / n,
         filter=filter_.digest,
         filter_name=filter_.name,

@@ -22,6 +22,8 @@ KINDS = {
     "hf": "promptguard.score.hf:HFFilter",
     "causal": "promptguard.score.causal:CausalFilter",
     "bundled": "promptguard.score.bundled:load_bundled",
+    "evidence": "promptguard.score.evidence:EvidenceFilter",
+    "bag": "promptguard.score.bag:BagFilter",
     "judge": "promptguard.score.judge:JudgeFilter",
     "remote": "promptguard.score.remote:RemoteFilter",
 }

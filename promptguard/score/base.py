@@ -124,6 +124,8 @@ def _renamed(tensors: dict[str, torch.Tensor], model_config: Any, config: Bundle
         name = key if key in expected else prefixed
         if prefixed in constants or key in constants:  # Position numbers that old checkpoints carry.
             continue
+        if name not in expected and key.startswith("pooler."):  # A head on every token has no use for it.
+            continue
         if name not in expected:
             raise WeightsError(f"the base {config.base.repo} has {key}, which a {config.architecture} lacks")
         state[name] = tensor.float()

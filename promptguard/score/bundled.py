@@ -1,4 +1,4 @@
-"""Filters that ship with promptguard: our own tensors over a public base model.
+"""Filters that ship with promptguard: our own tensors over a public base model, or evidence without a model.
 
 `weights.safetensors` holds `delta.<name>`, added in float32 to the base's tensor, and `full.<name>`, which replaces or
 creates one. Every parameter of the classifier is accounted for; the result is a plain `HFFilter` or `CausalFilter`.
@@ -12,19 +12,32 @@ from typing import Any
 
 import torch
 
-from promptguard.errors import UnknownName, WeightsError
+from promptguard.errors import InvalidArgument, UnknownName, WeightsError
 from promptguard.score import checkpoint, paths
+from promptguard.score.bag import BagFilter, load_bag
 from promptguard.score.base import Base, build, load_base, read_tensors
 from promptguard.score.causal import CausalFilter
+from promptguard.score.evidence import EvidenceFilter, load_evidence
 from promptguard.score.hf import HFFilter
-from promptguard.score.manifest import BundledConfig, read_manifest
+from promptguard.score.manifest import BundledConfig, read_entry, read_manifest
 
-__all__ = ["Base", "BundledConfig", "assemble", "load_base", "load_bundled", "load_folder", "read_manifest"]
+BundledFilter = HFFilter | CausalFilter | EvidenceFilter | BagFilter
+
+__all__ = [
+    "Base",
+    "BundledConfig",
+    "BundledFilter",
+    "assemble",
+    "load_base",
+    "load_bundled",
+    "load_folder",
+    "read_manifest",
+]
 
 
 def load_bundled(
     name: str, *, threshold: float | None = None, device: str = "cpu", dtype: str = "float32"
-) -> HFFilter | CausalFilter:
+) -> BundledFilter:
     """Load a bundled filter; its base comes from its package, the hub's cache or the hub.
 
     Args:
@@ -47,7 +60,7 @@ def load_bundled(
 
 def load_folder(
     folder: Path, *, threshold: float | None = None, device: str = "cpu", dtype: str = "float32"
-) -> HFFilter | CausalFilter:
+) -> BundledFilter:
     """The filter in a folder with `config.json` and weights, as training writes it.
 
     Args:
@@ -62,11 +75,16 @@ def load_folder(
         InvalidArgument: as for `load_bundled`.
     """
     precision = checkpoint.torch_dtype(dtype)
+    kind = read_entry(folder).kind
+    if kind in {"evidence", "bag"}:
+        if device != "cpu" or dtype != "float32":
+            raise InvalidArgument(f"filter {folder.name} is arithmetic on the CPU: drop device and dtype")
+        return load_evidence(folder, threshold) if kind == "evidence" else load_bag(folder, threshold)
     config = read_manifest(folder)
     own = read_tensors(folder / config.weights.file, config.weights.sha256)
     base = load_base(config)
-    kind: type[HFFilter] | type[CausalFilter] = CausalFilter if config.kind == "causal" else HFFilter
-    return kind(
+    made: type[HFFilter] | type[CausalFilter] = CausalFilter if kind == "causal" else HFFilter
+    return made(
         checkpoint.place(assemble(config, own, base).to(precision), device),
         base.tokenizer,
         label=config.harmful,

@@ -82,6 +82,8 @@ class CausalFilter:
         window = _default_window(model, tokenizer) if window is None else window
         if window > (position_limit(model) or window):
             raise InvalidArgument(f"window {window} is over the {position_limit(model)} positions of the model")
+        if window > (_reach(model) or window):
+            raise InvalidArgument(f"window {window} is over the {_reach(model)} tokens that attention reaches back")
         self._tokenizer = PrefixTokenizer(tokenizer, window, window // 4 if overlap is None else overlap)
         self.tokenizer = tokenizer
         self.name = self._classifier.name
@@ -211,36 +213,62 @@ class CausalFilter:
         states: torch.Tensor = self._classifier.call(self._backbone, **batch, **self._settings).last_hidden_state
         return states
 
+    def _logits(self, states: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._classifier.call(self._head, states)
+        return logits
+
     def _harm(self, states: torch.Tensor) -> list[float]:
-        harm: list[float] = self._classifier.harm(self._classifier.call(self._head, states)).tolist()
+        harm: list[float] = self._classifier.harm(self._logits(states)).tolist()
         return harm
 
     @torch.inference_mode()
     def _probe(self) -> None:
-        """Check that the model is causal, that its head reads states one by one, and whether branches may be packed."""
-        ids = self._tokenizer.texts(["the quick brown fox jumps over the lazy dog"])[0][0][:8]
-        if len(set(ids)) < 3:
-            return
-        other = (*ids[:-1], ids[0])
-        first, second = (self._run_chains([pack_one(sequence, ends=len(ids))]) for sequence in (ids, other))
-        band = max(self.guard_band, GUARD_BANDS[torch.float32])
-        apart = [abs(a - b) for a, b in zip(self._harm(first[:-1]), self._harm(second[:-1]), strict=True)]
-        if max(apart) > band:
-            raise FilterError(
-                f"the model of filter {self.name} is not causal: early tokens see late ones; use HFFilter"
-            )
-        alone = [self._whole(sequence) for sequence in (ids, other)]
-        if max(abs(a - b) for a, b in zip(alone, self._harm(torch.stack([first[-1], second[-1]])), strict=True)) > band:
+        """Check that the model is causal, that its head reads states one by one, and whether branches may be packed.
+
+        Logits are compared, not scores: a model that is sure of its answer would hide a difference.
+        """
+        first, other = self._probes()
+        chains = [self._logits(self._run_chains([pack_one(ids, ends=len(ids))])) for ids in (first, other)]
+        # The slope of a probability by a logit is at most 1/4.
+        band = 4 * max(self.guard_band, GUARD_BANDS[torch.float32]) * max(1.0, float(chains[0].abs().max()))
+        if _apart(chains[0][:-1], chains[1][:-1]) > band:
+            raise FilterError(f"the model of filter {self.name} is not causal, tokens see later ones: use HFFilter")
+        alone = torch.cat([self._whole(ids) for ids in (first, other)])
+        if _apart(alone, torch.stack([chain[-1] for chain in chains])) > band:
             raise FilterError(f"the head of filter {self.name} reads more than the last token: use HFFilter")
-        if self._branches:
-            together = self._score([ids, other])
-            self._branches = max(abs(a - b) for a, b in zip(alone, together, strict=True)) <= band
+        if not self._branches:
+            return
+        middle = len(first) // 2
+        forks = [first, other, (*first[:middle], *other[:1], *first[middle + 1 :])]
+        try:
+            ((trie, held),) = pack_tries(forks, 3 * len(first))
+            packed = self._logits(self._run_tree(trie))
+        except FilterError:  # It takes no mask of ours.
+            self._branches = False
+            return
+        singly = torch.cat([self._whole(forks[index]) for index in held])
+        self._branches = _apart(packed, singly) <= band
+
+    def _probes(self) -> tuple[Ids, Ids]:
+        """Two sequences as long as a window allows, at most 128 tokens, that differ in the last token only."""
+        size = min(self.window, 128)
+        draw = torch.Generator().manual_seed(0)
+        embedded = self._model.get_input_embeddings().num_embeddings
+        ids = torch.randint(embedded, (size,), generator=draw).tolist()
+        return tuple(ids), (*ids[:-1], (ids[-1] + embedded // 2) % embedded)
 
     @torch.inference_mode()
-    def _whole(self, ids: Ids) -> float:
-        """The score by the model's own forward."""
-        logits = self._classifier.call(self._model, input_ids=torch.tensor([ids], device=self._model.device)).logits
-        return float(self._classifier.harm(logits[:, -1] if logits.ndim == 3 else logits)[0])
+    def _whole(self, ids: Ids) -> torch.Tensor:
+        """Logits of shape (1, labels) by the model's own forward."""
+        found = self._classifier.call(self._model, input_ids=torch.tensor([ids], device=self._model.device)).logits
+        logits: torch.Tensor = found[:, -1] if found.ndim == 3 else found
+        return logits
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest difference; infinite where one is not a number."""
+    gap = (one.double() - other.double()).abs()
+    return float(gap.max()) if bool(torch.isfinite(gap).all()) else float("inf")
 
 
 def pack_one(sequence: Ids, ends: int) -> Trie:
@@ -256,7 +284,13 @@ def _put(scores: list[float], rows: Iterable[tuple[Trie, list[int]]], harm: Sequ
         scores[index] = score
 
 
+def _reach(model: Any) -> int | None:
+    """Tokens that sliding-window attention reaches back; None when it reaches all."""
+    config = model.config.get_text_config()
+    sizes = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return min((size for size in sizes if isinstance(size, int) and size > 0), default=None)
+
+
 def _default_window(model: Any, tokenizer: Any) -> int:
     """What model and tokenizer accept; a text's state must see the whole window, so attention must reach that far."""
-    reach = getattr(model.config.get_text_config(), "sliding_window", None)
-    return min(default_window(model, tokenizer), reach or default_window(model, tokenizer))
+    return min(default_window(model, tokenizer), _reach(model) or default_window(model, tokenizer))

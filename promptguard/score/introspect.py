@@ -14,6 +14,7 @@ from promptguard.errors import FilterError, InvalidArgument
 # Fields of a configuration that do not change what the model computes.
 _COSMETIC = frozenset({"_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version"})
 _LONGEST_BY_DEFAULT = 512
+_STRETCHING = frozenset({"dynamic", "longrope"})
 
 # Scores move with the composition of a batch: padding and batch size choose other kernels, which add in another order.
 # Measured on a 6-layer encoder with heads of several scales, 300 texts alone and batched: at most 2e-6 in float32 and
@@ -33,11 +34,28 @@ def model_digest(model: Any) -> str:
 
 
 def position_limit(model: Any) -> int | None:
-    """Tokens, special ones included, that the model has positions for; None when its configuration does not say."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """Tokens, special ones included, that the model has positions for; None when its configuration does not say.
+
+    Rotary embeddings that stretch with the longest text of a batch are taken up to the length where they begin to:
+    beyond it the score of a text would depend on its neighbours.
+    """
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return None
+    if stretches(config):
+        unstretched = getattr(config, "original_max_position_embeddings", None)
+        scaling = getattr(config, "rope_parameters", None) or {}
+        unstretched = unstretched or scaling.get("original_max_position_embeddings")
+        positions = min(positions, unstretched) if isinstance(unstretched, int) else positions
     return positions - _shifted_positions(model)
+
+
+def stretches(config: Any) -> bool:
+    """Whether rotary embeddings change with the length of the forward pass ("dynamic", "longrope")."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    by_layer = [value for value in rope.values() if isinstance(value, dict)]
+    return any(each.get("rope_type") in _STRETCHING for each in (rope, *by_layer))
 
 
 def default_window(model: Any, tokenizer: Any) -> int:

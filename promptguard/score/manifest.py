@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -51,7 +51,7 @@ class OwnWeights(_Strict):
 
 
 class BundledConfig(_Strict):
-    """Everything about a bundled filter but its tensors.
+    """Everything about a bundled transformer but its tensors.
 
     Attributes:
         name: the folder's name.
@@ -89,15 +89,51 @@ class BundledConfig(_Strict):
         return self
 
 
+class Entry(BaseModel):
+    """What every bundled filter's `config.json` says, whatever its kind.
+
+    Attributes:
+        name: the folder's name.
+        kind: which loader reads the rest.
+        summary: one line for people.
+        threshold: scores at or above it are harmful.
+        base: the base model, for kinds that have one.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: str
+    kind: Literal["delta", "causal", "evidence", "bag"]
+    summary: str
+    threshold: Annotated[float, Field(ge=0, le=1)]
+    base: BaseSource | None = None
+
+
+def read_entry(folder: Path) -> Entry:
+    """The part of a bundled filter's `config.json` that all kinds share.
+
+    Raises:
+        WeightsError: as `read_manifest`.
+    """
+    return _read(folder, Entry)
+
+
 def read_manifest(folder: Path) -> BundledConfig:
     """The validated `config.json` of a bundled filter's folder.
 
     Raises:
         WeightsError: it is missing, no JSON, has unknown or missing fields, or another name than its folder.
     """
+    return _read(folder, BundledConfig)
+
+
+_C = TypeVar("_C", BundledConfig, Entry)
+
+
+def _read(folder: Path, model: type[_C]) -> _C:
     path = folder / "config.json"
     try:
-        config = BundledConfig.model_validate_json(path.read_bytes())
+        config = model.model_validate_json(path.read_bytes())
     except OSError:
         raise WeightsError(f"the bundled filter {folder.name} cannot be read: reinstall promptguard") from None
     except ValidationError as error:

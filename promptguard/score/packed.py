@@ -20,6 +20,7 @@ import torch
 from transformers import DynamicCache
 
 from promptguard.errors import FilterError, discreetly
+from promptguard.score.introspect import stretches
 from promptguard.score.trie import Trie, pack_tries
 
 # `config.model_type` of the decoders that take one mask for all their layers, and of those that take one per kind.
@@ -29,7 +30,6 @@ ONE_MASK = frozenset(
 MASK_BY_LAYER = frozenset({"qwen2", "qwen3", "gemma2", "gemma3_text", "llama4_text"})
 _LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 # These stretch the positions of every sequence by the longest in the forward: a score would depend on its neighbours.
-_STRETCHING = frozenset({"dynamic", "longrope"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +173,7 @@ def can_pack(model: Any) -> bool:
     if getattr(config, "use_bidirectional_attention", False) or getattr(config, "is_causal", True) is False:
         return False
     # Other implementations of attention ignore a 4-D mask or take another kind.
-    return config._attn_implementation in {"eager", "sdpa"} and not _stretches(config)
-
-
-def _stretches(config: Any) -> bool:
-    rope = getattr(config, "rope_parameters", None) or {}
-    by_layer = [value for value in rope.values() if isinstance(value, dict)]
-    return any(each.get("rope_type") in _STRETCHING for each in (rope, *by_layer))
+    return config._attn_implementation in {"eager", "sdpa"} and not stretches(config)
 
 
 def _goes_on(sequence: Sequence[int], head: Sequence[int]) -> bool:
