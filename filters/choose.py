@@ -2,9 +2,9 @@
 
 Candidates are the bundled filters in the modes they are good at. Every member gets a share of a joint false-positive
 rate of 2 % (half of the weight of the safe texts on hard benign ones, as in the filters' own calibration). The choice
-with the highest certified recall, in the mean over suffix, wrap and infusion of any length, on the held-out tenth of the
-training data is taken. Writes `default.json`, and `default.md` with what it reaches on the rows of `bench.jsonl` in the
-filters' `eval.jsonl`; `--card` writes the latter only.
+with the highest certified recall, in the mean over suffix, wrap and infusion of any length, on the held-out tenth of
+the training data is taken. Writes `default.json`, and `default.md` with what it reaches on the rows of `bench.jsonl` in
+the filters' `eval.jsonl`; `--card` writes the latter only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHARES = (0.0, 0.002, 0.004, 0.006, 0.008, 0.01, 0.012, 0.014, 0.016, 0.018, 0.0
 # Cheap members first. minilm is none: suffixes of 20 words are part of what causal undoes in a twentieth of the passes.
 # (filter, mode, max_erase, max_prompt, key of the certified score in its eval.jsonl)
 CANDIDATES: tuple[tuple[str, str, int | str, int | None, str], ...] = (
-    ("bag", "infusion", "unlimited", None, "unlimited"),
+    ("bag", "infusion", "unlimited", None, "score"),
     ("evidence", "infusion", "unlimited", None, "unlimited"),
     ("causal", "suffix", "unlimited", None, "suffix"),
     ("causal", "wrap", "unlimited", 40, "wrap"),
@@ -41,7 +41,7 @@ CANDIDATES: tuple[tuple[str, str, int | str, int | None, str], ...] = (
 NAMES = [f"{name} {mode}" for name, mode, *_ in CANDIDATES]
 # Which candidates certify against a kind of attack; a wrap with nothing before the prompt is a suffix.
 CERTIFY = {"suffix": [2, 3], "wrap": [3], "infusion": [0, 1]}
-PLAIN = {"bag": "unlimited", "evidence": "infusion0", "causal": "score"}
+PLAIN = {"bag": "score", "evidence": "infusion0", "causal": "score"}
 Scores = dict[str, np.ndarray]
 
 
