@@ -5,8 +5,8 @@ Two promises are tested for every prompt, by brute force over every attack on a 
 * the theorem: what the filter flags beyond doubt stays flagged under every attack that the mode undoes;
 * the certificate: what `certify` certified stays "harmful" under every attack that the certificate names.
 
-A refusal is no "harmful" verdict: `BudgetExceeded` for an attacked text is a violation, because an owner may allow
-what was not checked.
+A refusal is no "harmful" verdict: `BudgetExceeded` or `InvalidText` for an attacked text is a violation, because an
+owner may allow what was not checked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from attacks import Pieces, attacks
 
-from promptguard.errors import BudgetExceeded, EmptyText
+from promptguard.errors import BudgetExceeded, InvalidText
 from promptguard.types import Certifier, Filter, Label, Threat, Verdict
 from promptguard.view import canonical
 
@@ -94,7 +94,7 @@ class Trial:
         """The verdict, or the name of the refusal."""
         try:
             return self.certifier.certify(text)
-        except (BudgetExceeded, EmptyText) as error:
+        except (BudgetExceeded, InvalidText) as error:
             return type(error).__name__
 
     def _escapes(self, threat: Threat, prompt: Pieces) -> Iterator[tuple[str, str]]:
