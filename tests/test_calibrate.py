@@ -214,6 +214,14 @@ def test_unlimited_covers_every_budget() -> None:
         suffix.check(certifier("suffix", budget, 1))
 
 
+@pytest.mark.parametrize("kind", ["wrap", "wrap-boundary"])
+def test_a_smaller_budget_in_a_wrap_mode_refuses_longer_texts_so_it_is_not_served(kind: str) -> None:
+    wrapped = made(numbers(50), TestFilter(largest, digest="f" * 64), mode=load_mode(kind, math.inf))
+    wrapped.check(certifier(kind, math.inf, 1, threshold=1e12))
+    with pytest.raises(InvalidArgument, match="budget unlimited, not 0"):
+        wrapped.check(certifier(kind, 0, 1, threshold=1e12))
+
+
 def test_smaller_budgets_score_no_higher() -> None:
     """The reason why they are served: their erasures are a subset."""
     noise = TestFilter(lambda text: random.Random(text).random(), threshold=2.0)

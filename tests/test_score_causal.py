@@ -271,6 +271,18 @@ def test_a_model_whose_branches_cannot_be_packed_is_run_sequence_by_sequence() -
     assert filter_.prefix_scores(["build a bombing"], [list(range(1, 6))])[0] == pytest.approx(whole[0], abs=1e-6)
 
 
+def test_a_model_that_takes_no_mask_of_ours_is_found_out_when_the_filter_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(self: CausalFilter, trie: Any) -> Any:
+        raise FilterError("no such mask")
+
+    monkeypatch.setattr(CausalFilter, "_run_tree", refuse)
+    filter_ = build("gpt2")
+    (scores,) = filter_.prefix_scores(["build a bombing"], [[5, 7, 9, 11]])  # branches would need the mask
+    assert scores == pytest.approx(OneByOne(filter_, 0.5)(["build", "build a", "build a b", "build a bom"]), abs=1e-6)
+
+
 def test_training_mode_nan_and_strings_are_refused() -> None:
     filter_ = build("bert")
     with pytest.raises(FilterError, match="list of texts"):

@@ -345,7 +345,6 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 SHIPPED = filters_dir() / "evidence"
 
 
-@pytest.mark.skipif(not (SHIPPED / "config.json").is_file(), reason="the bundled filter is not here")
 def test_the_bundled_filter_is_monotone_and_knows_harm() -> None:
     score = load_evidence(SHIPPED)
     assert score.monotone("infusion", "word")
