@@ -50,7 +50,7 @@ class SafeTexts:
 
 
 def read_safe_texts(path: Path) -> SafeTexts:
-    """Read texts for `calibrate`: JSON lines with `text`, and perhaps `label`; or plain lines, if the name says .txt.
+    """Read texts for `calibrate`: any file that `promptguard.evaluate.prompts` reads; rows without a label are safe.
 
     Raises:
         InvalidArgument: as `promptguard.evaluate.prompts.read_prompts`.
