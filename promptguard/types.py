@@ -1,8 +1,7 @@
 """The vocabulary of promptguard: what a verdict says, and the seams between the stages.
 
 A *filter* F scores texts for harm. An *attack* turns a prompt P into a text x that a `Threat` reaches. A *certifier*
-answers for x with a `Verdict`; when the verdict is "harmful" it may carry a `Certificate`, which states exactly which
-further attacks cannot change it. "Safe" is never certified.
+answers for x with a `Verdict`; a "harmful" one may carry a `Certificate`: which further attacks cannot change it.
 """
 
 from __future__ import annotations
@@ -22,13 +21,25 @@ class Label(StrEnum):
     ABSTAIN = "abstain"
 
 
+_HOW = {  # what an attack of a kind does to units, for `Threat.describe`
+    "suffix": "appended",
+    "infusion": "inserted anywhere, one by one",
+    "wrap": "put before and after",
+    "wrap-boundary": "put before (ending with a mark or a line break) and after",
+    "deletion": "deleted",
+    "substitution": "replaced, one for one",
+    "edit": "inserted, deleted or replaced",
+    "synonym": "replaced by their synonyms",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Threat:
     """What an attacker may do to a prompt.
 
     Attributes:
-        kind: how text is added, for instance "suffix", "insertion" or "infusion".
-        budget: units that may be added; in each block for insertion. `math.inf` is unlimited.
+        kind: what is done, for instance "suffix", "insertion", "infusion", "deletion", "substitution" or "edit".
+        budget: units that may be added or changed; in each block for insertion. `math.inf` is unlimited.
         unit: what the budget counts, for instance "char", "word" or "token:<digest>".
         blocks: contiguous blocks that insertion may add; 1 elsewhere.
         max_prompt: units that the attacked prompt may have; None is any number.
@@ -46,16 +57,10 @@ class Threat:
         kind = self.unit.partition(":")[0]
         unit = {"char": "character", "word": "whole word"}.get(kind, kind) + ("" if self.budget == 1 else "s")
         if self.kind == "insertion":
-            blocks = "one block" if self.blocks == 1 else f"up to {self.blocks} blocks"
-            return f"{blocks} of {amount} {unit}{' each' if self.blocks > 1 else ''} inserted anywhere"
-        how = {
-            "suffix": "appended",
-            "infusion": "inserted anywhere, one by one",
-            "wrap": "put before and after",
-            "wrap-boundary": "put before (ending with a mark or a line break) and after",
-        }
+            blocks, each = ("one block", "") if self.blocks == 1 else (f"up to {self.blocks} blocks", " each")
+            return f"{blocks} of {amount} {unit}{each} inserted anywhere"
         prompt = "" if self.max_prompt is None else f", around a prompt of at most {self.max_prompt}"
-        return f"{amount} {unit} {how.get(self.kind, f'({self.kind})')}{prompt}"
+        return f"{amount} {unit} {_HOW.get(self.kind, f'({self.kind})')}{prompt}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; an unlimited budget is written "unlimited"."""
@@ -68,14 +73,14 @@ class Threat:
 class Certificate:
     """No text that `threat` reaches from the checked text changes the label, with at least `confidence`.
 
-    The statement is about one procedure: the filter with digest `filter` (weights, label, precision, tokenizer), run by
-    `method` with the threshold and settings in `assumes`. It says nothing about other filters or other edits.
+    It is about one procedure: the filter with digest `filter` (weights, label, precision, tokenizer), run by `method`
+    with the threshold and settings in `assumes`. It says nothing about other filters or other edits.
 
     Attributes:
-        label: the label that cannot change; erase-and-check certifies HARMFUL only.
+        label: the label that cannot change; only HARMFUL is certified.
         threat: what may be done to the checked text from here on.
         method: the certifier, for instance "erase-and-check".
-        confidence: probability that the statement is true; 1.0 for deterministic methods.
+        confidence: probability that it is true; 1.0 unless sampled: then of the smoothed label, see `assumes`.
         filter: digest of the filter.
         assumes: the conditions under which it holds, in words.
         degraded: True when a limit of checks made `threat` smaller than what was asked for.
@@ -91,9 +96,9 @@ class Certificate:
 
     def sentence(self) -> str:
         """The exact meaning in one sentence."""
-        if self.threat.budget == 0:
-            return f"This very text stays {self.label}; nothing may be added to it ({self.method})."
         sure = "" if self.confidence == 1.0 else f" with probability at least {self.confidence:.6g}"
+        if self.threat.budget == 0:
+            return f"This very text stays {self.label}{sure}; nothing may be added or changed ({self.method})."
         less = " A limit of checks made this less than was asked for." if self.degraded else ""
         return f"With {self.threat.describe()}, this text stays {self.label}{sure} ({self.method}).{less}"
 
@@ -135,10 +140,11 @@ class Verdict:
 
     Attributes:
         label: HARMFUL, SAFE or ABSTAIN.
-        score: the largest filter score seen; the maximum over all erasures unless the certifier stopped early.
-        threshold: scores at or above it are harmful.
+        score: the largest filter score seen; the maximum over all erasures unless the certifier stopped early. For
+            sampled methods the share of noised texts that are flagged.
+        threshold: what the score is held against.
         calls: texts that the filter scored.
-        checks: erasures covered by these calls (duplicates are scored once).
+        checks: erasures or samples covered by these calls (duplicates are scored once).
         threat: the attacks that this procedure undoes; smaller than asked for when `degraded`.
         certificate: what cannot change, or None.
         witness: the cheapest erasure that is flagged beyond the guard band, else the cheapest flagged, or None.
@@ -241,10 +247,7 @@ class EraseMode(Protocol):
         ...
 
     def count(self, n: int, limit: int | None = None) -> int:
-        """How many erasures `erasures(n)` yields, without listing them.
-
-        With a `limit`, a count above it may be answered by any number above it, which keeps the question cheap.
-        """
+        """How many erasures `erasures(n)` yields, unlisted; for a count above `limit` any number above it will do."""
         ...
 
     def longest(self, n: int, budget: int) -> int:

@@ -8,4 +8,10 @@ CERTIFIERS = {
     "rand-ec": "promptguard.certify.empirical:RandEC",
     "greedy-ec": "promptguard.certify.empirical:GreedyEC",
     "grad-ec": "promptguard.certify.empirical:GradEC",
+    "truncation-votes": "promptguard.certify.truncation_votes:TruncationVotes",
+    "deletion-smoothing": "promptguard.certify.deletion_smoothing:DeletionSmoothing",
+    "mask-smoothing": "promptguard.certify.mask_smoothing:MaskSmoothing",
+    "synonym-smoothing": "promptguard.certify.synonym_smoothing:SynonymSmoothing",
+    "uniform-smoothing": "promptguard.certify.uniform_smoothing:UniformSmoothing",
+    "smooth-llm": "promptguard.certify.smooth_llm:SmoothLLM",
 }

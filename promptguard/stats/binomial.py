@@ -1,4 +1,4 @@
-"""Statistics: every interval and bound of the project is computed here, in float64."""
+"""Exact bounds for a share that was counted in a sample of a fixed size, and thresholds that rest on them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from scipy.stats import beta
 
 from promptguard.errors import InvalidArgument
+
+_ROUNDING = 1e-9  # far more than the error of the quantile functions: limits that certificates rest on give way by it
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,46 @@ def upper_bound(successes: int, trials: int, confidence: float = 0.95) -> float:
     if trials < 1 or not 0 <= successes <= trials or not 0 < confidence < 1:
         raise InvalidArgument("upper_bound needs 0 <= successes <= trials, trials >= 1 and confidence in (0, 1)")
     return float(beta.ppf(confidence, successes + 1, trials - successes)) if successes < trials else 1.0
+
+
+def lower_bound(successes: int, trials: int, confidence: float = 0.95) -> float:
+    """The exact one-sided lower limit for a binomial proportion (Clopper and Pearson 1934), rounded down.
+
+    It is at most the true proportion with probability `confidence` or more, whatever that proportion is: the p with
+    P[Binomial(trials, p) >= successes] = 1 - confidence. The number of trials must be fixed before the first one.
+
+    Args:
+        successes: between 0 and `trials`.
+        trials: at least 1.
+        confidence: in (0, 1).
+
+    Raises:
+        InvalidArgument: an argument outside its range.
+    """
+    if trials < 1 or not 0 <= successes <= trials or not 0 < confidence < 1:
+        raise InvalidArgument("lower_bound needs 0 <= successes <= trials, trials >= 1 and confidence in (0, 1)")
+    if not successes:
+        return 0.0
+    return float(beta.ppf(1 - confidence, successes, trials - successes + 1)) * (1 - _ROUNDING)
+
+
+def hoeffding_lower(mean: float, trials: int, confidence: float = 0.95) -> float:
+    """A lower limit for the mean of independent values in [0, 1], not only of zeros and ones (Hoeffding 1963).
+
+    mean - sqrt(log(1 / (1 - confidence)) / (2 trials)) is at most the true mean with probability `confidence` or more.
+    For zeros and ones `lower_bound` is never below it.
+
+    Args:
+        mean: of the values that were seen, in [0, 1].
+        trials: how many were seen, at least 1.
+        confidence: in (0, 1).
+
+    Raises:
+        InvalidArgument: an argument outside its range.
+    """
+    if trials < 1 or not 0 <= mean <= 1 or not 0 < confidence < 1:
+        raise InvalidArgument("hoeffding_lower needs a mean in [0, 1], trials >= 1 and confidence in (0, 1)")
+    return max(0.0, mean - math.sqrt(-math.log1p(-confidence) / (2 * trials)) * (1 + _ROUNDING))
 
 
 def exceedances_allowed(trials: int, max_rate: float, confidence: float = 0.95) -> int | None:

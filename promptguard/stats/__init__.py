@@ -1,0 +1,29 @@
+"""Statistics: every interval and bound of the project is computed here, in float64."""
+
+from __future__ import annotations
+
+from promptguard.stats.binomial import (
+    Interval,
+    clopper_pearson,
+    exceedances_allowed,
+    hoeffding_lower,
+    lower_bound,
+    threshold_above,
+    trials_needed,
+    upper_bound,
+)
+from promptguard.stats.sequential import SequentialTest, log_e_value, smallest_last_look
+
+__all__ = [
+    "Interval",
+    "SequentialTest",
+    "clopper_pearson",
+    "exceedances_allowed",
+    "hoeffding_lower",
+    "log_e_value",
+    "lower_bound",
+    "smallest_last_look",
+    "threshold_above",
+    "trials_needed",
+    "upper_bound",
+]
