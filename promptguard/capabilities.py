@@ -7,11 +7,14 @@ up to the filter's guard band, or an upper bound where the docstring says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from promptguard.types import EraseMode, Filter
+
+if TYPE_CHECKING:
+    import torch
 
 
 @runtime_checkable
@@ -60,6 +63,37 @@ class InfusionFilter(Filter, Protocol):
         ...
 
 
+@runtime_checkable
+class BoundedFilter(Filter, Protocol):
+    """A filter made of a cheap bound U and a costly score E: F(x) = min(U(x), max(E(x), floor)).
+
+    This is what F is, by definition, so F(x) <= U(x) whatever U and E are, and no text with U(x) <= floor needs E. The
+    guard band holds for F, however it is computed.
+    """
+
+    @property
+    def floor(self) -> float:
+        """Scores up to it are the bound alone; 0 or more, far below any threshold that makes sense."""
+        ...
+
+    @property
+    def exact_band(self) -> float:
+        """How far E may move with the composition of a batch."""
+        ...
+
+    def upper_bounds(self, texts: Sequence[str]) -> Sequence[float]:
+        """U, one finite number per text."""
+        ...
+
+    def least_bound(self, bound: float) -> float:
+        """The least that U of a text may be in another batch when it was `bound` in one; ascending, at most `bound`."""
+        ...
+
+    def exact_scores(self, texts: Sequence[str]) -> Sequence[float]:
+        """E, one finite number per text."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class MaskGradient:
     """Derivative of a filter's score by an erasure mask.
@@ -79,6 +113,67 @@ class DifferentiableFilter(Filter, Protocol):
 
     def mask_gradient(self, pieces: Sequence[str], mask: Sequence[float]) -> MaskGradient:
         """Score and gradient with the embeddings of piece i multiplied by mask[i] in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenGradient:
+    """Derivative of a score by the one-hot tokens of a part of a text.
+
+    Attributes:
+        score: the score of the text.
+        ids: the tokens of that part.
+        by_token: float32 of shape (len(ids), vocabulary) on the CPU: d score / d one-hot. Writing token v at position
+            i changes the score by about by_token[i, v] - by_token[i, ids[i]].
+    """
+
+    score: float
+    ids: tuple[int, ...]
+    by_token: torch.Tensor
+
+
+@runtime_checkable
+class TokenAccess(Protocol):
+    """White-box access to a model's tokens. `ids` and `gradient` take texts as `view` gives them."""
+
+    @property
+    def usable(self) -> Sequence[int]:
+        """Ids that can be written as text: no special token, not blank, unchanged by the canonical view."""
+        ...
+
+    @property
+    def words(self) -> Mapping[str, int]:
+        """Texts that are one token behind white space, with its id."""
+        ...
+
+    def view(self, text: str) -> str:
+        """The text as the model reads it; no code point's image depends on its neighbours, white space aside."""
+        ...
+
+    def ids(self, texts: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
+        """The tokens in text[start:end] of each text, as the whole text is cut."""
+        ...
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without white space around it; it need not be cut into the same ids again."""
+        ...
+
+    def gradient(self, text: str, start: int, end: int) -> TokenGradient:
+        """Derivative of the score by the tokens in text[start:end]."""
+        ...
+
+    def vectors(self) -> torch.Tensor:
+        """The input embeddings of all ids, float32 of shape (vocabulary, width) on the CPU."""
+        ...
+
+
+@runtime_checkable
+class TokenGradientFilter(Filter, Protocol):
+    """A filter whose score can be differentiated by the tokens of a text (Zou et al. 2023, section 2.2)."""
+
+    @property
+    def tokens(self) -> TokenAccess:
+        """Its tokens."""
         ...
 
 

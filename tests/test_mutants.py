@@ -11,10 +11,11 @@ import pytest
 from attacks import Pieces, threat, words
 from oracle import TestFilter, Trial, Violation, arbitrary, exact, first_violation
 
-import promptguard.certify.ways as ways_module
+import promptguard.certify.enumeration as enumeration_module
+from promptguard.certify.enumeration import Enumerate
 from promptguard.certify.erase_and_check import EraseAndCheck
+from promptguard.certify.found import Found
 from promptguard.certify.pieces import Pieces as Cut
-from promptguard.certify.ways import Enumerate, Found
 from promptguard.erase import load_mode
 from promptguard.erase.infusion import Infusion
 from promptguard.erase.insertion import Insertion
@@ -388,7 +389,7 @@ def test_a_planted_fault_is_caught(name: str) -> None:
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_a_planted_fault_in_the_view_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ways_module, "canonical", VIEWS[name])
+    monkeypatch.setattr(enumeration_module, "canonical", VIEWS[name])
     assert oracle(Build()) is not None
 
 

@@ -25,8 +25,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from promptguard.capabilities import TextMode
+from promptguard.certify.found import Settings
 from promptguard.certify.pieces import Pieces
-from promptguard.certify.ways import Settings, cheapest
+from promptguard.certify.ways import cheapest
 from promptguard.errors import BudgetExceeded, InvalidArgument, InvalidText, PromptGuardError, TextTooLong
 from promptguard.types import Certificate, EraseMode, Erasure, Filter, Label, Threat, Units, Verdict, Witness
 from promptguard.view import VIEW, check_text

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from promptguard.capabilities import DifferentiableFilter, InfusionFilter, PrefixFilter
+from promptguard.capabilities import BoundedFilter, DifferentiableFilter, InfusionFilter, PrefixFilter
 from promptguard.errors import FilterError, discreetly
 from promptguard.types import Filter
 
@@ -18,6 +18,28 @@ def score_all(filter_: Filter, texts: Sequence[str]) -> list[float]:
         FilterError: it raised, returned another number of scores, or one that is not a finite number.
     """
     return _checked(filter_, len(texts), "scores", discreetly(f"filter {filter_.name!r}", lambda: list(filter_(texts))))
+
+
+def bounds_all(filter_: BoundedFilter, texts: Sequence[str]) -> list[float]:
+    """The filter's cheap upper bounds for canonical, non-blank texts.
+
+    Raises:
+        FilterError: it raised, returned another number of bounds, or one that is not a finite number.
+    """
+    found = discreetly(f"filter {filter_.name!r}", lambda: list(filter_.upper_bounds(texts)))
+    return _checked(filter_, len(texts), "bounds", found)
+
+
+def exact_all(filter_: BoundedFilter, texts: Sequence[str]) -> list[float]:
+    """The filter's costly scores of canonical, non-blank texts; none costs nothing.
+
+    Raises:
+        FilterError: it raised, returned another number of scores, or one that is not a finite number.
+    """
+    if not texts:
+        return []
+    found = discreetly(f"filter {filter_.name!r}", lambda: list(filter_.exact_scores(texts)))
+    return _checked(filter_, len(texts), "scores", found)
 
 
 def prefixes_all(filter_: PrefixFilter, texts: Sequence[str], ends: Sequence[Sequence[int]]) -> list[list[float]]:

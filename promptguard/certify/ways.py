@@ -6,82 +6,23 @@ that obeys the same law. In this order:
 1. A monotone filter: no erasure raises the score, so it is the score of the text.
 2. A filter that scores all prefixes in one pass, in a mode whose erasures leave contiguous substrings.
 3. A filter that bounds its score over all infusion erasures, in infusion mode, in words.
-4. Any filter: every erasure, cheapest first, duplicates once.
+4. A filter with a cheap upper bound: every erasure is bounded, and scored where the bound leaves room.
+5. Any filter: every erasure, cheapest first, duplicates once.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
-from typing import Protocol
 
-from promptguard.capabilities import InfusionFilter, MonotoneFilter, PrefixFilter, Span, SpanMode
+from promptguard.capabilities import BoundedFilter, InfusionFilter, MonotoneFilter, PrefixFilter, Span, SpanMode
+from promptguard.certify.enumeration import Enumerate, Screen
+from promptguard.certify.found import Found, Settings, Way
 from promptguard.certify.pieces import Pieces
 from promptguard.certify.scoring import infusion_bounds, prefixes_all, score_all
 from promptguard.types import EraseMode, Erasure, Filter, Units
 from promptguard.view import canonical, prefix_views
 
-_BATCH_CHARS = 65_536
-Progress = Callable[[int, int], None]
-
-
-@dataclass(slots=True)
-class Found:
-    """What is known so far.
-
-    Attributes:
-        best: the largest score.
-        flagged: the cheapest erasure at or above the threshold.
-        sure: the cheapest erasure that is the guard band above it.
-        calls: texts that the filter was given.
-        checks: scores compared with the threshold.
-    """
-
-    best: float = -math.inf
-    flagged: Erasure | None = None
-    sure: Erasure | None = None
-    calls: int = 0
-    checks: int = 0
-
-    def note(self, erasure: Erasure, score: float, filter_: Filter) -> None:
-        """Remember what a score shows."""
-        self.best = max(self.best, score)
-        if score >= filter_.threshold and (self.flagged is None or erasure.cost < self.flagged.cost):
-            self.flagged = erasure
-        sure = score >= filter_.threshold + filter_.guard_band
-        if sure and (self.sure is None or erasure.cost < self.sure.cost):
-            self.sure = erasure
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How to search: see `EraseAndCheck`."""
-
-    early_stop: bool = True
-    batch_size: int = 64
-    progress: Progress | None = None
-
-
-class Way(Protocol):
-    """One way to the maximum.
-
-    Attributes:
-        limited: its cost grows with the number of erasures, so a limit of checks makes sense.
-        how: for the assumptions of a certificate; empty for plain enumeration.
-    """
-
-    limited: bool
-    how: str
-
-    def work(self, pieces: Pieces, mode: EraseMode) -> int:
-        """Code points that the filter will read."""
-        ...
-
-    def search(self, pieces: Pieces, mode: EraseMode) -> Found:
-        """Find the maximum."""
-        ...
+_SPAN_CHARS = 8_192  # of the spans that are scored together
 
 
 def cheapest(filter_: Filter, mode: EraseMode, units: Units, settings: Settings | None = None) -> Way:
@@ -93,6 +34,8 @@ def cheapest(filter_: Filter, mode: EraseMode, units: Units, settings: Settings 
         return Prefixes(filter_, settings)
     if isinstance(filter_, InfusionFilter) and mode.kind == "infusion" and units.name == "word":
         return Infusions(filter_)
+    if isinstance(filter_, BoundedFilter):
+        return Screen(filter_, settings)
     return Enumerate(filter_, settings)
 
 
@@ -138,7 +81,7 @@ class Prefixes:
         offsets = pieces.offsets
         spans = _spans(mode, n)
         cut = pieces.cut()
-        while batch := _some(spans, lambda span: offsets[span.high] - offsets[span.start], _BATCH_CHARS // 8):
+        while batch := _some(spans, lambda span: offsets[span.high] - offsets[span.start], _SPAN_CHARS):
             self._score(cut, batch, found)
             if self._settings.progress:
                 self._settings.progress(found.checks, total)
@@ -190,53 +133,6 @@ class Infusions:
     @staticmethod
     def _budget(n: int, mode: EraseMode) -> int:
         return int(min(mode.budget, n))
-
-
-class Enumerate:
-    """Every erasure, cheapest first, through the canonical view, duplicates once."""
-
-    limited = True
-    how = ""
-
-    def __init__(self, filter_: Filter, settings: Settings) -> None:
-        self._filter = filter_
-        self._settings = settings
-
-    def work(self, pieces: Pieces, mode: EraseMode) -> int:
-        """The text once per erasure."""
-        return mode.count(len(pieces)) * len(pieces.text)
-
-    def search(self, pieces: Pieces, mode: EraseMode) -> Found:
-        """Score batch by batch."""
-        found, settings = Found(), self._settings
-        total = mode.count(len(pieces))
-        seen: set[str] = set()
-        erasures = mode.erasures(len(pieces))
-        size = 1  # the text itself first: it settles most harmful prompts
-        while batch := list(islice(erasures, size)):
-            self._score(pieces, batch, seen, found)
-            if settings.progress:
-                settings.progress(found.checks, total)
-            if settings.early_stop and found.sure:
-                break
-            # Long texts go in small batches, so that progress shows and memory stays bounded.
-            size = max(1, min(settings.batch_size, _BATCH_CHARS // len(pieces.text)))
-        return found
-
-    def _score(self, pieces: Pieces, batch: list[Erasure], seen: set[str], found: Found) -> None:
-        """Score the new, non-blank candidates of a batch."""
-        fresh: dict[str, Erasure] = {}
-        for erasure in batch:
-            view = canonical(pieces.without(erasure.runs))
-            if view and view not in seen:
-                seen.add(view)
-                fresh[view] = erasure
-        found.checks += len(batch)
-        if not fresh:
-            return
-        found.calls += len(fresh)
-        for erasure, score in zip(fresh.values(), score_all(self._filter, list(fresh)), strict=True):
-            found.note(erasure, score, self._filter)
 
 
 def _spans(mode: EraseMode, n: int) -> Iterator[Span]:

@@ -20,6 +20,7 @@ KINDS = {
     "callable": "promptguard.score.callables:CallableFilter",
     "keyword": "promptguard.score.keyword:KeywordFilter",
     "hf": "promptguard.score.hf:HFFilter",
+    "screened": "promptguard.score.screen:ScreenedFilter",
     "causal": "promptguard.score.causal:CausalFilter",
     "bundled": "promptguard.score.bundled:load_bundled",
     "evidence": "promptguard.score.evidence:EvidenceFilter",
@@ -59,6 +60,7 @@ def load_filter(
     family: str | None = None,
     device: str = "cpu",
     dtype: str = "float32",
+    screen: str | None = None,
 ) -> Filter:
     """A filter by name.
 
@@ -76,13 +78,29 @@ def load_filter(
             a name in `promptguard.score.judges.JUDGES`.
         device: where a classifier runs, for instance "cpu" or "cuda".
         dtype: precision of a classifier, "float32" or "bfloat16".
+        screen: "bfloat16" bounds scores in that precision first, and computes them in `dtype` where the bound leaves
+            room (`promptguard.score.screen`); for BERT and DistilBERT classifiers on the CPU.
 
     Raises:
+        InvalidArgument: an option does not fit the filter.
         UnknownName: nothing has this name; the message lists what has one.
         LabelError: the harmful label is unknown.
         WeightsError: weights are missing, pickled, or not what their digest says.
         MissingDependency: the base model of a bundled filter is not installed.
     """
+    filter_ = _load(spec, threshold=threshold, label=label, family=family, device=device, dtype=dtype)
+    return filter_ if screen is None else cast(Filter, _kind("screened").of(filter_, screen))
+
+
+def _load(
+    spec: str,
+    *,
+    threshold: float | None,
+    label: str | int | Sequence[str | int] | None,
+    family: str | None,
+    device: str,
+    dtype: str,
+) -> Filter:
     labelled = label is not None or family is not None
     if spec.startswith("keyword:"):
         if labelled:

@@ -7,21 +7,23 @@ from collections.abc import Iterator, Sequence
 from promptguard.score.windows import Window
 
 
-def pack(lengths: Sequence[int], batch_tokens: int, *, equal: bool = False) -> Iterator[list[int]]:
+def pack(lengths: Sequence[int], batch_tokens: int, *, equal: bool = False, padded: bool = True) -> Iterator[list[int]]:
     """Batches of indices, shortest first; each index occurs once.
 
     Args:
         lengths: tokens in each window.
         batch_tokens: a batch has at most this many tokens including padding; a longer window makes a batch alone.
         equal: only windows of one length share a batch, so that nothing is padded.
+        padded: the windows of a batch are filled up to the longest.
     """
     batch: list[int] = []
+    tokens = 0
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         length = lengths[index]
-        full = (len(batch) + 1) * length > batch_tokens
-        if batch and (full or (equal and length != lengths[batch[0]])):
+        tokens = (len(batch) + 1) * length if padded else tokens + length
+        if batch and (tokens > batch_tokens or (equal and length != lengths[batch[0]])):
             yield batch
-            batch = []
+            batch, tokens = [], length
         batch.append(index)
     if batch:
         yield batch

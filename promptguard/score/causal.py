@@ -27,6 +27,7 @@ from promptguard.score.families import Activation
 from promptguard.score.introspect import GUARD_BANDS, default_window, position_limit
 from promptguard.score.labels import LabelChoice, readout
 from promptguard.score.prefix_tokens import Ids, PrefixTokenizer
+from promptguard.score.token_gradient import classifier_tokens
 from promptguard.score.trie import Trie, pack_tries
 
 _MAX_NODES = 512
@@ -86,6 +87,7 @@ class CausalFilter:
             raise InvalidArgument(f"window {window} is over the {_reach(model)} tokens that attention reaches back")
         self._tokenizer = PrefixTokenizer(tokenizer, window, window // 4 if overlap is None else overlap)
         self.tokenizer = tokenizer
+        self.tokens = classifier_tokens(self._classifier, tokenizer, window)
         self.name = self._classifier.name
         self.threshold = checked_threshold(threshold)
         self.guard_band = checked_band(guard_band, model.dtype)

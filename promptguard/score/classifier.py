@@ -41,8 +41,8 @@ class Classifier:
         }
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
-    def call(self, module: Any, *inputs: torch.Tensor, **named: Any) -> Any:
-        """The model, or a part of it, on a batch; what it raises comes out without its message.
+    def call(self, module: Any, *inputs: Any, **named: Any) -> Any:
+        """The model, a part of it, or what stands for it, on a batch; what it raises comes out without its message.
 
         Raises:
             FilterError: it raised.

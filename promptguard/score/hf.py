@@ -6,6 +6,7 @@ the score is the largest. Nothing is truncated, no code of the model is run, and
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,6 +20,7 @@ from promptguard.errors import FilterError, InvalidArgument, discreetly
 from promptguard.score import checkpoint
 from promptguard.score.batches import pack, pad
 from promptguard.score.classifier import Classifier, checked_band, checked_batch, checked_threshold, repository
+from promptguard.score.encoders import encoder_of
 from promptguard.score.families import Activation
 from promptguard.score.introspect import (
     GUARD_BANDS,
@@ -26,6 +28,8 @@ from promptguard.score.introspect import (
     position_limit,
 )
 from promptguard.score.labels import LabelChoice, readout
+from promptguard.score.token_gradient import classifier_tokens
+from promptguard.score.unpadded import UnpaddedEncoder
 from promptguard.score.windows import Window, WindowTokenizer
 
 _PROBE = ("stop", "The quick brown fox jumps over the lazy dog, again and again.")
@@ -92,7 +96,10 @@ class HFFilter:
         # Padding on the right keeps the positions of the text; models that want it on the left get none at all.
         self._equal = getattr(tokenizer, "padding_side", "right") != "right"
         self._types = "token_type_ids" in tokenizer.model_input_names and "token_type_ids" in _arguments(model)
+        self.tokens = classifier_tokens(self._classifier, tokenizer, window, self._batch)
+        self._unpadded: UnpaddedEncoder | None = None
         self._probe()
+        self._unpadded = self._without_padding()
 
     @classmethod
     def load(
@@ -128,6 +135,29 @@ class HFFilter:
         loaded.model.config._name_or_path = str(path_or_hub_id)
         chosen = 0.5 if threshold is None else threshold
         return cls(loaded.model, loaded.tokenizer, label=label, family=family, threshold=chosen)
+
+    def in_precision(self, dtype: str) -> HFFilter:
+        """A copy whose weights are rounded to "float32" or "bfloat16": another filter, with a digest of its own.
+
+        Raises:
+            InvalidArgument: there is no such precision here.
+        """
+        return HFFilter(
+            copy.deepcopy(self._model).to(checkpoint.torch_dtype(dtype)),
+            self.tokenizer,
+            label=self._classifier.readout.harmful,
+            activation=self._classifier.readout.activation,
+            threshold=self.threshold,
+            window=self.window,
+            overlap=self.overlap,
+            batch_tokens=self._batch_tokens,
+            name=self.name,
+        )
+
+    @property
+    def pads(self) -> bool:
+        """Whether windows are filled up to the longest of a batch, as the model's own forward pass wants it."""
+        return self._unpadded is None
 
     @property
     def window(self) -> int:
@@ -199,11 +229,17 @@ class HFFilter:
         """Harm of each window, in order."""
         self._classifier.refuse_training()
         scores = [0.0] * len(windows)
-        for batch in pack([len(window.ids) for window in windows], self._batch_tokens, equal=self._equal):
-            harm = self._classifier.harm(self._logits(self._batch([windows[index] for index in batch]))).tolist()
+        lengths = [len(window.ids) for window in windows]
+        for batch in pack(lengths, self._batch_tokens, equal=self._equal, padded=self._unpadded is None):
+            harm = self._harm([windows[index] for index in batch]).tolist()
             for index, score in zip(batch, harm, strict=True):
                 scores[index] = score
         return scores
+
+    def _harm(self, windows: Sequence[Window]) -> torch.Tensor:
+        if self._unpadded is not None:
+            return self._classifier.harm(self._classifier.call(self._unpadded, windows))
+        return self._classifier.harm(self._logits(self._batch(windows)))
 
     def _batch(self, windows: Sequence[Window]) -> dict[str, torch.Tensor]:
         rows = pad(windows, self._pad_id or 0)
@@ -239,6 +275,19 @@ class HFFilter:
                 raise FilterError(f"the score of filter {self.name} depends on the other texts in a batch")
             # Fourier mixing and convolutions read the padding; such models get batches of one length.
             self._equal = True
+
+    @torch.inference_mode()
+    def _without_padding(self) -> UnpaddedEncoder | None:
+        """The faster forward pass, where it is known to compute what the model does: the same scores, to rounding."""
+        encoder = encoder_of(self._model) if self._model.device.type == "cpu" and not self._equal else None
+        windows = [parts[0] for parts in self._tokenizer(_PROBE)]
+        if encoder is None or self._model.dtype not in GUARD_BANDS or not all(window.ids for window in windows):
+            return None
+        made = UnpaddedEncoder(encoder, segments=self._types)
+        mine = self._classifier.harm(self._classifier.call(made, windows))
+        plain = self._classifier.harm(self._logits(self._batch(windows)))
+        # Rounding is below the band, in float32 far below it; another function is above.
+        return made if bool(((mine - plain).abs() <= GUARD_BANDS[self._model.dtype]).all()) else None
 
 
 def _arguments(model: Any) -> frozenset[str]:
