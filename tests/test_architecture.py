@@ -42,11 +42,17 @@ def registries() -> dict[str, dict[str, str]]:
 
 def parts(folder: str) -> Iterator[str]:
     """The parts that a folder's files define, as registry lines: what looks like a mode, a certifier, a filter."""
-    marks = {"erase": {"erasures"}, "certify": {"certify"}, "score": {"threshold", "__call__"}}[folder]
+    marks = {
+        "erase": {"erasures"},
+        "certify": {"certify"},
+        "score": {"threshold", "__call__"},
+        "attack": {"run", "kinds"},
+    }[folder]
     for path in sorted((PACKAGE / folder).glob("[!_]*.py")):
         module = import_module(module_name(path))
         for name, value in vars(module).items():
-            if inspect.isclass(value) and value.__module__ == module.__name__ and not name.startswith("_"):
+            is_protocol = getattr(value, "_is_protocol", False)
+            if inspect.isclass(value) and value.__module__ == module.__name__ and name[0] != "_" and not is_protocol:
                 init = getattr(value.__init__, "__code__", None)
                 own = set(dir(value)) | set(init.co_names if init else ())
                 if marks <= own:
@@ -54,7 +60,7 @@ def parts(folder: str) -> Iterator[str]:
 
 
 def test_there_are_registries() -> None:
-    assert {"erase", "certify", "score"} <= set(registries())
+    assert {"erase", "certify", "score", "attack"} <= set(registries())
 
 
 @pytest.mark.parametrize("folder", sorted(registries()))
@@ -65,7 +71,7 @@ def test_every_line_of_a_registry_is_a_part_in_its_folder(folder: str) -> None:
         assert callable(getattr(import_module(module), attribute))
 
 
-@pytest.mark.parametrize("folder", ["erase", "certify", "score"])
+@pytest.mark.parametrize("folder", ["erase", "certify", "score", "attack"])
 def test_every_part_in_a_folder_has_its_line(folder: str) -> None:
     found = set(parts(folder))
     assert found
