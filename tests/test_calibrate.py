@@ -18,10 +18,10 @@ from promptguard.certify.erase_and_check import EraseAndCheck
 from promptguard.cli import app
 from promptguard.erase import load_mode
 from promptguard.errors import FilterError, InvalidArgument
-from promptguard.evaluate.bench import measure
 from promptguard.evaluate.calibrate import calibrate, read_safe_texts
 from promptguard.evaluate.calibration import Calibration, describe
 from promptguard.evaluate.prompts import Prompt
+from promptguard.evaluate.subject import Subject
 from promptguard.score import as_filter
 from promptguard.types import Filter
 from promptguard.units import Chars, Words
@@ -128,7 +128,7 @@ def test_the_calibrated_certifier_keeps_the_rate_on_the_sample_and_on_new_texts(
     calibration = made(texts, max_fpr=0.1, confidence=0.95)
     certifier = EraseAndCheck(TestFilter(largest, threshold=calibration.threshold), load_mode("suffix", 2), Words())
     calibration.check(certifier)
-    rows = [measure(certifier, Prompt(str(i), "s", "safe", text)) for i, text in enumerate(texts)]
+    rows = [Subject(certifier, {}).measure(Prompt(str(i), "s", "safe", text)) for i, text in enumerate(texts)]
     assert sum(row["verdict"] != "safe" for row in rows) == calibration.exceeding
     assert sum(certifier.certify(text).label == "harmful" for text in numbers(2000, 1)) < 0.1 * 2000
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from promptguard.cli.bench import bench
+from promptguard.cli.bench import bench, report
 from promptguard.cli.calibrate import calibrate
 from promptguard.cli.check import certify, check
+from promptguard.cli.export import export
 from promptguard.cli.filters import filters
 
 app = typer.Typer(
@@ -19,5 +20,7 @@ app = typer.Typer(
 app.command("check")(check)
 app.command("certify")(certify)
 app.command("bench")(bench)
+app.command("report")(report)
 app.command("calibrate")(calibrate)
+app.command("export")(export)
 app.command("filters")(filters)

@@ -21,6 +21,7 @@ from promptguard.cli.options import (
     MaxPromptOption,
     ModeOption,
     Options,
+    ScreenOption,
     UnitOption,
     configuration,
     is_terminal,
@@ -76,11 +77,12 @@ def calibrate(
     max_checks: MaxChecksOption = MAX_CHECKS,
     max_prompt: MaxPromptOption = None,
     family: FamilyOption = None,
+    screen: ScreenOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the file's content.")] = False,
 ) -> None:
     """Set a threshold whose false-positive rate under erase-and-check is promised; `--threshold FILE` loads it."""
     options = Options(
-        filter_, mode, max_erase, blocks, unit, None, label, device, max_checks, False, max_prompt, family
+        filter_, mode, max_erase, blocks, unit, None, label, device, max_checks, False, max_prompt, family, screen
     )
     with configuration():
         sample = read_safe_texts(file)

@@ -27,6 +27,7 @@ from promptguard.cli.options import (
     MaxEraseOption,
     MaxPromptOption,
     Options,
+    ScreenOption,
     ThresholdOption,
     configuration,
     is_terminal,
@@ -167,9 +168,10 @@ def _command(show: Callable[[Decision, bool], None], doc: str) -> Callable[..., 
         anytime: AnytimeOption = False,
         max_prompt: MaxPromptOption = None,
         family: FamilyOption = None,
+        screen: ScreenOption = None,
         as_json: JsonOption = False,
     ) -> None:
-        said = (filter_, mode, max_erase, unit, threshold, label, max_prompt, family)
+        said = (filter_, mode, max_erase, unit, threshold, label, max_prompt, family, screen)
         options = Options(
             filter_ or "minilm",
             mode or "suffix",
@@ -183,6 +185,7 @@ def _command(show: Callable[[Decision, bool], None], doc: str) -> Callable[..., 
             anytime,
             max_prompt,
             family,
+            screen,
         )
         is_default = all(option is None for option in said) and blocks == 1 and device == "cpu" and not anytime
         decision = _decide(None if is_default else options, text, file)

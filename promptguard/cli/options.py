@@ -53,6 +53,15 @@ MaxPromptOption = Annotated[
 FamilyOption = Annotated[
     str | None, typer.Option("--family", help="Family of a classifier or judge whose labels or name do not say it.")
 ]
+ScreenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--screen",
+        help="bfloat16: bound scores in that precision first and compute only those that matter; another filter, with "
+        "a digest of its own. For BERT and DistilBERT classifiers on the CPU.",
+        metavar="DTYPE",
+    ),
+]
 BlocksOption = Annotated[int, typer.Option("--blocks", help="Blocks erased at most; insertion only.")]
 UNIT = typer.Option("--unit", help="What is counted: char, word or token.")
 UnitOption = Annotated[str, UNIT]
@@ -90,6 +99,7 @@ class Options:
     anytime: bool = False
     max_prompt: int | None = None
     family: str | None = None
+    screen: str | None = None
 
     def budget(self) -> float:
         """`--max-erase` as a number; unlimited when it was not given.
@@ -147,7 +157,14 @@ class Options:
 
     def _filter(self, threshold: float | None) -> Filter:
         label = int(self.label) if self.label is not None and self.label.isdecimal() else self.label
-        return load_filter(self.filter, threshold=threshold, label=label, family=self.family, device=self.device)
+        return load_filter(
+            self.filter,
+            threshold=threshold,
+            label=label,
+            family=self.family,
+            device=self.device,
+            screen=self.screen,
+        )
 
 
 def fail(message: str) -> NoReturn:

@@ -1,1 +1,1 @@
-"""Benchmarks: prompts in, rows out, a summary from the rows. Users run it on their own filters."""
+"""Benchmarks: prompts in, rows out, reports from the rows. Users run it on their own filters."""

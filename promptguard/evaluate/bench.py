@@ -10,26 +10,43 @@ import hashlib
 import json
 import os
 import platform
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from promptguard.errors import FilterError, InvalidArgument, PromptGuardError
+from promptguard.errors import InvalidArgument
+from promptguard.evaluate.processes import Alone, Processes
 from promptguard.evaluate.prompts import Prompt
-from promptguard.types import Certifier, Label, Verdict
+from promptguard.evaluate.subject import Row, Subject
 
-Row = dict[str, Any]
+FORMAT = 2
+_SAME = ("format", "certifier", "settings", "filter", "data", "versions")
+_PACKAGES = ("certified-promptguard", "torch", "transformers", "tokenizers")
 
 
-def manifest(settings: dict[str, Any], data: Path, filter_digest: str) -> dict[str, Any]:
-    """What a run measures: two runs are comparable when all but `machine` agree."""
+def data_digest(prompts: Iterable[Prompt]) -> str:
+    """sha256 of what was measured on: ids, sources, labels and texts, in order, whatever file format held them."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(json.dumps([prompt.id, prompt.source, prompt.label, prompt.text]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def manifest(about: dict[str, Any], prompts: Sequence[Prompt], files: Sequence[Path] = ()) -> dict[str, Any]:
+    """What `run.json` holds: two runs are comparable when their `data` and `versions` agree.
+
+    Args:
+        about: what is measured: `Subject.about`, perhaps with "command".
+        prompts: what it is measured on.
+        files: where the prompts came from.
+    """
+    sources = [{"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in files]
     return {
-        "settings": settings,
-        "filter": filter_digest,
-        "data": hashlib.sha256(data.read_bytes()).hexdigest(),
-        "versions": {name: version(name) for name in ("certified-promptguard", "torch", "transformers", "tokenizers")},
+        "format": FORMAT,
+        **about,
+        "data": {"digest": data_digest(prompts), "files": sources, "prompts": len(prompts)},
+        "versions": {name: version(name) for name in _PACKAGES},
         "machine": {
             "system": platform.system(),
             "processor": platform.machine(),
@@ -39,39 +56,8 @@ def manifest(settings: dict[str, Any], data: Path, filter_digest: str) -> dict[s
     }
 
 
-def _row(prompt: Prompt, verdict: Verdict | None, milliseconds: float) -> Row:
-    row: Row = {"id": prompt.id, "source": prompt.source, "label": prompt.label}
-    if verdict is None:  # refused: it could not be checked, which blocks
-        return row | {"verdict": str(Label.ABSTAIN), "score": None, "certificate": None, "checks": 0, "ms": None}
-    certificate = verdict.certificate.to_dict() if verdict.certificate else None
-    return row | {
-        "verdict": str(verdict.label),
-        "score": verdict.score,
-        "certificate": certificate and {key: certificate[key] for key in ("label", "threat", "method", "confidence")},
-        "checks": verdict.checks,
-        "ms": round(milliseconds, 3),
-    }
-
-
-def measure(certifier: Certifier, prompt: Prompt) -> Row:
-    """The row of one prompt; a text that cannot be checked abstains.
-
-    Raises:
-        FilterError: the filter is broken, which no row should hide.
-    """
-    start = time.perf_counter()
-    try:
-        verdict = certifier.certify(prompt.text)
-    except FilterError:
-        raise
-    except PromptGuardError:
-        verdict = None
-    return _row(prompt, verdict, 1000 * (time.perf_counter() - start))
-
-
-def read_rows(folder: Path) -> list[Row]:
-    """The complete rows of a run; a last line that a kill cut short is dropped from the file."""
-    path = folder / "rows.jsonl"
+def read_rows(path: Path) -> list[Row]:
+    """The complete rows of a file; a last line that a kill cut short is dropped from the file."""
     if not path.exists():
         return []
     data = path.read_bytes()
@@ -81,42 +67,106 @@ def read_rows(folder: Path) -> list[Row]:
     return [json.loads(line) for line in complete.splitlines()]
 
 
-def run(certifier: Certifier, prompts: Iterable[Prompt], folder: Path, about: dict[str, Any]) -> Iterator[Row]:
-    """Measure the prompts that the folder has no row for yet; yields every row, in the order of the prompts.
+def run(
+    subject: Subject,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    *,
+    files: Sequence[Path] = (),
+    workers: Processes | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Row]:
+    """Measure the prompts that the folder has no row for yet.
+
+    Args:
+        subject: what is measured.
+        prompts: with different ids.
+        folder: of the run; made if it is missing.
+        files: where the prompts came from.
+        workers: the processes that share the work; default this one alone.
+        progress: called with (prompts done, all prompts of this process) before the first and after each.
+
+    Returns:
+        Every row, in the order of the prompts, the same whatever the number of processes (but for `ms`).
 
     Raises:
-        InvalidArgument: the folder holds another run, or two prompts share an id.
-        FilterError: as `measure`.
+        InvalidArgument: the folder holds another run or cannot be used, or two prompts share an id.
+        FilterError: as `Subject.measure`.
     """
+    workers = workers or Alone()
+    _refuse_twins(prompts)
+    about = manifest(subject.about, prompts, files)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _claim(folder, about)
-        done = {row["id"]: row for row in read_rows(folder)}
+        _claim(folder, about, workers)
+        known = {row["id"]: row for path in sorted(folder.glob("rows*.jsonl")) for row in read_rows(path)}
     except (OSError, ValueError, KeyError, TypeError) as error:  # not a folder, not ours, or damaged
         if isinstance(error, InvalidArgument):
             raise
         raise InvalidArgument(f"cannot use {folder} for a run: {type(error).__name__}") from None
+    # Machines need not share a disk: what one of them knows, all know, and share the rest by the same rule.
+    known = {row["id"]: row for row in workers.gather(list(known.values()))}
+    share = [prompt for prompt in prompts if prompt.id not in known][workers.rank :: workers.size]
+    done = _measure(subject, share, _own_file(folder, workers), progress)
+    known |= {row["id"]: row for row in workers.gather(done)}
+    rows = [known[prompt.id] for prompt in prompts]
+    _settle(folder, rows, workers)
+    return rows
+
+
+def _refuse_twins(prompts: Sequence[Prompt]) -> None:
     seen: set[str] = set()
-    with (folder / "rows.jsonl").open("a", encoding="utf-8") as out:
+    for prompt in prompts:
+        if prompt.id in seen:
+            raise InvalidArgument(f"two prompts share the id {prompt.id!r}")
+        seen.add(prompt.id)
+
+
+def _own_file(folder: Path, workers: Processes) -> Path:
+    """Where a process appends its rows: no two of them write to one file."""
+    return folder / ("rows.jsonl" if workers.size == 1 else f"rows.{workers.rank}.jsonl")
+
+
+def _measure(
+    subject: Subject, prompts: Sequence[Prompt], path: Path, progress: Callable[[int, int], None] | None
+) -> list[Row]:
+    rows: list[Row] = []
+    with path.open("a", encoding="utf-8") as out:
+        if progress:
+            progress(0, len(prompts))
         for prompt in prompts:
-            if prompt.id in seen:
-                raise InvalidArgument(f"two prompts share the id {prompt.id!r}")
-            seen.add(prompt.id)
-            row = done.get(prompt.id)
-            if row is None:
-                row = measure(certifier, prompt)
-                out.write(json.dumps(row) + "\n")
-                out.flush()
-            yield row
+            row = subject.measure(prompt)
+            out.write(json.dumps(row) + "\n")
+            out.flush()
+            rows.append(row)
+            if progress:
+                progress(len(rows), len(prompts))
+    return rows
 
 
-def _claim(folder: Path, about: dict[str, Any]) -> None:
+def _settle(folder: Path, rows: Sequence[Row], workers: Processes) -> None:
+    """One file with all rows in the order of the prompts; until it is there, the parts stay."""
+    if workers.rank == 0:
+        whole = folder / "rows.jsonl.part"
+        whole.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        whole.replace(folder / "rows.jsonl")
+        for path in folder.glob("rows.*.jsonl"):
+            path.unlink()
+    workers.gather([])  # nobody reads the folder before it is settled
+
+
+def _claim(folder: Path, about: dict[str, Any], workers: Processes) -> None:
+    """Make the folder ours, or find that it is; the first process writes, so that no other reads half a file."""
+    if workers.rank:
+        workers.gather([])
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "run.json"
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        if any(before.get(key) != about[key] for key in ("settings", "filter", "data", "versions")):
+        if any(before.get(key) != about[key] for key in _SAME):
             raise InvalidArgument(
                 f"{folder} holds a run with other settings, filter, data or versions: choose another folder"
             )
     else:
         path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    if not workers.rank:
+        workers.gather([])
