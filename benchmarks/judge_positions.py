@@ -4,8 +4,6 @@ Counts token positions given to a small, randomly initialised model of each arch
 behind a system prompt of 100 tokens, and takes the median time of a verdict. Weights do not matter for the counts; the
 times are those of a small model on this machine. The threshold is 1, so that every prompt is checked to the end, as
 every safe one is.
-
-    python benchmarks/judge_positions.py --out rows.jsonl
 """
 
 from __future__ import annotations
@@ -22,12 +20,14 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.table import Table, read_lines
 from promptguard import EraseAndCheck
 from promptguard.erase import load_mode
 from promptguard.score.judge import JudgeFilter
 from promptguard.score.judges import JudgeFamily
 from promptguard.units import Words
 
+TITLE = "What a judge reads for one verdict"
 SYSTEM_TOKENS = 100
 PROMPTS = (
     "Explain in simple words how a suspension bridge carries the weight of the cars that cross it every day",
@@ -116,6 +116,24 @@ def measure(name: str, max_erase: int, repeats: int) -> dict[str, Any]:
     row["time_ratio"] = round(row["median_ms_alone"] / row["median_ms_together"], 2)
     row["largest_score_difference"] = max(abs(a - b) for a, b in zip(*scores.values(), strict=True))
     return row
+
+
+def tables(results: Path) -> list[Table]:
+    """Counts for each architecture."""
+    lines = [
+        [
+            row["architecture"],
+            f"{row['positions_alone']} ({row['forwards_alone']} forwards)",
+            f"{row['positions_together']} ({row['forwards_together']} forwards)",
+            f"{row['positions_ratio']}",
+            f"{row['positions_ratio_first_verdict']}",
+            f"{row['largest_score_difference']:.1e}",
+        ]
+        for row in read_lines(results / "judge-positions" / "rows.jsonl")
+    ]
+    heads = ["architecture", "token positions, one by one", "together", "times fewer"]
+    heads += ["times fewer, the shared beginning read anew for each verdict", "largest difference of scores"]
+    return [Table(f"{len(PROMPTS)} prompts, all suffix erasures up to 20 words", heads, lines)]
 
 
 def main() -> None:

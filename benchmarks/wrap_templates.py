@@ -4,8 +4,6 @@ The theorem says no: a goal that F flags by the guard band is a substring of the
 too. FILE is a labelled prompt file (`text`, `label`, `source`): its harmful rows are the goals; some of its safe rows
 are wrapped as well, to see what the wrappers themselves set off. `--attacks` takes lines with `goal` and `suffix` and
 checks the same of appended text, in suffix mode of any length. A miss ends in exit code 1. No text is printed or kept.
-
-    python benchmarks/wrap_templates.py bench.jsonl --attacks attacks.jsonl --limit 40 --out rows.jsonl
 """
 
 from __future__ import annotations
@@ -22,12 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.table import Table, read_lines
 from promptguard import EraseAndCheck, load_filter, load_mode
 from promptguard.errors import InvalidText
 from promptguard.types import Filter
 from promptguard.units import Words
 from promptguard.view import canonical
 
+TITLE = "Wrappers around a goal"
 UNITS = Words()
 TEMPLATES = Path(__file__).with_name("templates.json")
 Row = dict[str, Any]
@@ -193,6 +193,29 @@ def options() -> argparse.Namespace:
     if not found.file and not found.attacks:
         parser.error("give a file of prompts, --attacks, or both")
     return found
+
+
+def tables(results: Path) -> list[Table]:
+    """Attacked texts of each mode and attack."""
+    rows = read_lines(results / "wrap-templates" / "rows.jsonl")
+    lines = []
+    for mode, name in dict.fromkeys((row["mode"], row["template"]) for row in rows):
+        mine = [row for row in rows if (row["mode"], row["template"]) == (mode, name)]
+        goals = [row for row in mine if row["label"] == "harmful"]
+        safe = [row["flagged"] for row in mine if row["label"] == "safe"]
+        lines.append(
+            [
+                f"{mode}: {name}",
+                str(len(goals)),
+                str(sum(row["flagged"] for row in goals)),
+                str(sum(row["plain_wrapped"] >= 0.5 for row in goals)),
+                str(sum(map(is_miss, mine))),
+                f"{sum(safe)} of {len(safe)}" if safe else "-",
+            ]
+        )
+    heads = ["attacked text", "flagged goals", "flagged with erasing", "without", "missed", "safe ones flagged"]
+    note = "A wrapper that is flagged whatever it holds says nothing of its goals: see the safe prompts in it."
+    return [Table("causal, threshold 0.5, words", heads, lines, note)]
 
 
 def main() -> None:
