@@ -2,8 +2,8 @@
 
 garak pins versions that the project does not, so it lives in an environment of its own, which `setup` builds:
 
-    python benchmarks/garak.py setup .venv-garak
-    python benchmarks/garak.py run --python .venv-garak/bin/python --out runs/garak
+    python -m benchmarks.garak setup .venv-garak
+    python -m benchmarks.garak run --python .venv-garak/bin/python --out runs/garak
 
 `run` starts garak there, offline, with `promptguard.middleware.garak#guarded` as the target and `shields.Up` as the
 detector; the variables `PGUARD_...` of that module choose the guard, and without them it is the default one. Then the
@@ -22,11 +22,13 @@ import venv
 from pathlib import Path
 from typing import Any
 
+from benchmarks.table import Table
 from promptguard.evaluate.garak import Report, compare, read_report
 from promptguard.guard import Guard
 from promptguard.middleware.garak import VARIABLES, guard_of
 from promptguard.types import Label
 
+TITLE = "A guard under garak"
 VERSION = "0.17.1"
 SEED = 0  # some probes draw their prompts
 TARGET = "promptguard.middleware.garak#guarded"
@@ -103,6 +105,21 @@ def run(python: Path, probes: list[str], out: Path) -> bool:
         )
     agree = [line.evaluation.passed == line.blocked and line.evaluation.nones == 0 for line in lines]
     return bool(lines) and all(agree)
+
+
+def tables(results: Path) -> list[Table]:
+    """Both counts for each probe."""
+    path = results / "garak" / "comparison.json"
+    if not path.exists():
+        return []
+    lines = []
+    for line in json.loads(path.read_text(encoding="utf-8"))["probes"]:
+        theirs, ours = line["garak"], line["promptguard"]
+        judged = theirs["passed"] + theirs["fails"]
+        blocked = [f"{theirs['passed']} of {judged}", str(theirs["nones"]), f"{ours['blocked']} of {ours['prompts']}"]
+        lines.append([line["probe"], *blocked])
+    heads = ["probe", "garak: blocked", "garak: no answer", "scored again here: blocked"]
+    return [Table("The default guard as the target, detector shields.Up", heads, lines)]
 
 
 def main() -> int:

@@ -32,19 +32,21 @@ safe texts under suffix erasures, from held-out training-side texts (`threshold.
 """
 # Modules in order, with what stands behind `python -m benchmarks.<module>`.
 SECTIONS = {
+    "tasks.own": "",
     "tasks.certified": "DATA",
     "tasks.safe": "DATA",
     "tasks.votes": "DATA",
     "tasks.text_smoothing": "DATA",
     "tasks.empirical": "DATA",
     "tasks.roc": "DATA",
+    "tasks.falsified": "DATA",
     "tasks.suffixes": "DATA",
     "tasks.whole": "DATA",
     "wrap_templates": "DATA/bench.jsonl --attacks DATA/attacks.jsonl --limit 2 --safe 1 --out ROWS",
     "one_pass": "--repeats 15 --threads 1 --out ROWS",
     "judge_positions": "--repeats 3 --out ROWS",
-    "speed": "--out ROWS",
-    "garak": "",
+    "speed": "DATA/bench.jsonl --prompts 20 --out ROWS",
+    "garak": "run --python .venv-garak/bin/python --out runs/garak",
 }
 
 

@@ -8,12 +8,17 @@ from __future__ import annotations
 import math
 import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.tasks.common import Table, Task, arguments, finish, percent
 from promptguard import load_filter, load_mode, load_units
 from promptguard.certify.erase_and_check import EraseAndCheck
-from promptguard.evaluate.report import rank, write_report
+from promptguard.evaluate.prompts import Prompt
+from promptguard.evaluate.report import rank, read_run, write_report
+from promptguard.evaluate.report.cohorts import Entry
+from promptguard.evaluate.report.plain import certified_at
+from promptguard.evaluate.report.rows import Run
 from promptguard.evaluate.report.thresholds import PERCENTS
 from promptguard.evaluate.subject import Subject
 
@@ -46,12 +51,15 @@ def subject(filter_: str, kind: str, budget: float) -> Subject:
 
 def run(task: Task) -> None:
     """Measure, write every report, then the ranking."""
-    prompts = task.prompts(source=None)
+    measure_all(task, task.prompts(source=None))
+
+
+def measure_all(task: Task, prompts: Sequence[Prompt]) -> None:
+    """Every run on these prompts."""
     for name, (filter_, kind, budget) in RUNS.items():
         start = time.perf_counter()
         task.measure(name, subject(filter_, kind, budget), prompts)
-        plain = task.folder / f"{filter_}-plain"
-        write_report(task.folder / name, plain=plain)
+        write_report(task.folder / name, plain=task.folder / f"{filter_}-plain")
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(f"{name}: {time.perf_counter() - start:.0f} s, {memory:.2f} GiB at most", flush=True)
     rank([task.folder / name for name in RUNS]).write(task.folder / "ranking")
@@ -59,32 +67,56 @@ def run(task: Task) -> None:
 
 def tables(results: Path) -> list[Table]:
     """Every run at its own threshold, and at false-positive rates of its own procedure."""
-    folders = [results / NAME / name for name in RUNS]
-    found = [folder for folder in folders if (folder / "rows.jsonl").exists()]
-    if not found:
+    return tables_of(results / NAME)
+
+
+def tables_of(folder: Path) -> list[Table]:
+    """The tables of all runs in a folder."""
+    runs = {name: read_run(folder / name) for name in RUNS if (folder / name / "rows.jsonl").exists()}
+    if not runs:
         return []
-    own, chosen = [], []
-    for entry in (entry for cohort in rank(found).cohorts for entry in cohort.entries):
-        filter_, all_ = entry.about.filter_name, entry.overall
-        costs = [f"{spread.p50:.4g} / {spread.p95:.4g}" if spread else "-" for spread in (all_.checks, all_.ms)]
-        rates = [percent(rate) for rate in (all_.recall, all_.certified, all_.over_refusal)]
-        own.append([filter_, entry.threat, *rates, all_.refused, *costs])
-        area = "-" if all_.auc is None else f"{all_.auc:.4f}"
-        chosen.append([filter_, entry.threat, area, *(percent(entry.certified_at(rate)) for rate in PERCENTS)])
-    heads = ["filter", "against", "blocked, of 410 harmful", "certified", "blocked, of 2,824 safe", "refused"]
-    return [
-        Table(
-            "At the shipped thresholds, percent",
-            [*heads, "checks, p50 / p95", "ms, p50 / p95"],
-            own,
-            "Blocked: flagged or refused. Refused (harmful + safe): texts with more erasures than the limits allow.",
-        ),
-        Table(
-            "Certified recall at false-positive rates of the same procedure, percent",
-            ["filter", "against", "area under ROC", *(f"at {rate} %" for rate in PERCENTS)],
-            chosen,
-        ),
-    ]
+    entries = {
+        entry.name: entry for cohort in rank([folder / name for name in runs]).cohorts for entry in cohort.entries
+    }
+    own = []
+    for entry in (entries[name] for name in runs):
+        everything = entry.overall
+        spreads = (everything.checks, everything.ms)
+        costs = [f"{spread.p50:.4g} / {spread.p95:.4g}" if spread else "-" for spread in spreads]
+        rates = [percent(rate) for rate in (everything.recall, everything.certified, everything.over_refusal)]
+        own.append([entry.about.filter_name, entry.threat, *rates, everything.refused, *costs])
+    first = next(iter(entries.values())).overall
+    heads = ["filter", "against", f"blocked, of {first.harmful} harmful", "certified"]
+    heads += [f"blocked, of {first.safe} safe", "refused", "checks, p50 / p95", "ms, p50 / p95"]
+    note = "Blocked: flagged or refused. Refused (harmful + safe): texts with more erasures than the limits allow."
+    found = [Table("At the shipped thresholds, percent", heads, own, note)]
+    return [*found, rates_table(runs, entries), *sources_table(runs)]
+
+
+def rates_table(runs: dict[str, Run], entries: dict[str, Entry]) -> Table:
+    """Certified recall at false-positive rates, all sources together."""
+    lines = []
+    for entry in (entries[name] for name in runs):
+        area = "-" if entry.overall.auc is None else f"{entry.overall.auc:.4f}"
+        rates = [percent(entry.certified_at(rate)) for rate in PERCENTS]
+        lines.append([entry.about.filter_name, entry.threat, area, *rates])
+    heads = ["filter", "against", "area under ROC", *(f"at {rate} %" for rate in PERCENTS)]
+    return Table("Certified recall at false-positive rates of the same procedure, percent", heads, lines)
+
+
+def sources_table(runs: dict[str, Run]) -> list[Table]:
+    """Certified recall at 2 % false positives, source by source; nothing if there is one source only."""
+    sources = dict.fromkeys(row.source for run in runs.values() for row in run.rows if row.label == "harmful")
+    if len(sources) < 2:
+        return []
+    lines = []
+    for name, found in runs.items():
+        points = certified_at(found, runs[f"{RUNS[name][0]}-plain"])
+        at = {point.source: point.certified for point in points if point.percent == 2}
+        threat = found.about.threat.describe() if found.about.threat else "-"
+        lines.append([found.about.filter_name, threat, *(percent(at.get(source)) for source in sources)])
+    title = "Certified recall at 2 % false positives of the same procedure, by source, percent"
+    return [Table(title, ["filter", "against", *sources], lines)]
 
 
 if __name__ == "__main__":
