@@ -65,8 +65,8 @@ class Threat:
     def to_dict(self) -> dict[str, Any]:
         """JSON form; an unlimited budget is written "unlimited"."""
         budget = "unlimited" if math.isinf(self.budget) else int(self.budget)
-        prompt = {} if self.max_prompt is None else {"max_prompt": self.max_prompt}
-        return {"kind": self.kind, "budget": budget, "unit": self.unit, "blocks": self.blocks, **prompt}
+        found = {"kind": self.kind, "budget": budget, "unit": self.unit, "blocks": self.blocks}
+        return found if self.max_prompt is None else found | {"max_prompt": self.max_prompt}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Certificate:
 
     def sentence(self) -> str:
         """The exact meaning in one sentence."""
-        sure = "" if self.confidence == 1.0 else f" with probability at least {self.confidence:.6g}"
+        sure = f" with probability at least {self.confidence!r}, or a run abstains" if self.confidence < 1 else ""
         if self.threat.budget == 0:
             return f"This very text stays {self.label}{sure}; nothing may be added or changed ({self.method})."
         less = " A limit of checks made this less than was asked for." if self.degraded else ""

@@ -21,7 +21,7 @@ from promptguard.attack.falsify import Falsification, falsifiers, falsify
 from promptguard.attack.reach import Reach
 from promptguard.certify.any_of import AnyOf
 from promptguard.certify.erase_and_check import EraseAndCheck
-from promptguard.erase import load_mode
+from promptguard.erase import load_mode, wrap
 from promptguard.errors import InvalidArgument, UnsupportedThreat
 from promptguard.score.causal import CausalFilter
 from promptguard.score.hf import HFFilter
@@ -224,6 +224,18 @@ def test_planted_faults_are_found(fault: str) -> None:
         threat = example.certificate.threat
         held = Reach(PROMPT, threat, load_units(threat.unit), cap=8)
         assert held.holds(example.result.text)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_mode_that_overlooks_text_before_the_prompt_is_found_out(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a threat reaches is told without asking the erase mode, and text before the prompt ends as it must."""
+    certifier = guard(exact(PROMPT), "wrap-boundary", 12)
+    verdict = certifier.certify(PROMPT)
+    found = falsify(certifier, PROMPT, verdict, falsifiers(queries=50), random.Random(seed))
+    assert found.counter_examples == ()
+    monkeypatch.setattr(wrap, "_starts", lambda pieces: iter([0]))
+    found = falsify(certifier, PROMPT, verdict, falsifiers(queries=50), random.Random(seed))
+    assert len(found.counter_examples) >= 2
 
 
 def test_a_counter_example_is_told_without_its_text() -> None:

@@ -24,6 +24,7 @@ from promptguard.evaluate.bench import data_digest, read_rows, run
 from promptguard.evaluate.prompts import Prompt, read_prompts
 from promptguard.evaluate.subject import Row, Subject, prompt_seed
 from promptguard.score import as_filter, load_filter
+from promptguard.score.callables import CallableFilter
 from promptguard.types import Filter
 from promptguard.units import Words
 
@@ -122,6 +123,20 @@ def test_rows_of_another_run_are_refused(tmp_path: Path) -> None:
         measure(tmp_path / "out", PROMPTS, {"max_erase": 3})
     with pytest.raises(InvalidArgument, match="another folder"):
         measure(tmp_path / "out", PROMPTS[:3], {"max_erase": 2})
+
+
+def test_a_filter_of_another_guard_band_or_another_mode_is_another_run(tmp_path: Path) -> None:
+    """The digest names a function, and neither how far its scores move nor what is certified with it."""
+
+    def bands(guard_band: float, kind: str = "suffix") -> Subject:
+        filter_ = CallableFilter(lambda texts: [0.6 for _ in texts], digest="same", guard_band=guard_band)
+        return Subject.of(EraseAndCheck(filter_, load_mode(kind, 2), Words(), early_stop=False), "erase", {})
+
+    run(bands(0.0), PROMPTS, tmp_path)
+    run(bands(0.0), PROMPTS, tmp_path)
+    for other in (bands(0.2), bands(0.0, "infusion")):
+        with pytest.raises(InvalidArgument, match="another folder"):
+            run(other, PROMPTS, tmp_path)
 
 
 def test_two_prompts_with_one_id_are_refused(tmp_path: Path) -> None:

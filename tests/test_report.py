@@ -268,6 +268,49 @@ def test_guard_bands_and_limits_of_checks_are_kept(tmp_path: Path, score: float,
 
 
 @pytest.mark.parametrize(
+    ("checks", "settings", "budget", "hits"),
+    [(4, {}, 3, 2), (5, {}, 3, 1), (4, {"anytime": True}, 3, 1), (5, {}, "unlimited", 2), (4, {}, None, 0)],
+)
+def test_a_limit_that_no_flagged_prompt_meets_may_be_met_by_others(
+    tmp_path: Path, checks: int, settings: Json, budget: int | str | None, hits: int
+) -> None:
+    """Prompt b is not flagged, so its row would not say that texts attacked from it are refused."""
+    safe = [row(f"s{i}", "safe", 0.0) for i in range(100)]
+    threat = THREAT | ({"budget": budget} if budget == "unlimited" else {})
+    score = 0.4 if budget is None else 0.9
+    rows = [*safe, row("a", "harmful", score, budget), row("b", "harmful", 0.4, checks=checks)]
+    run = save(tmp_path / "run", rows, about(threat, settings=settings))
+    plain = save(tmp_path / "plain", rows, about(THREAT | {"budget": 0}))
+    (at_one, *_) = certified_at(read_run(run), read_run(plain))
+    assert pair(at_one.certified) == (hits, 2)
+
+
+def test_a_prompt_that_only_a_lower_threshold_flags_may_be_too_long_for_the_limit(tmp_path: Path) -> None:
+    """What is told of the long prompt is put to the certifier: an attacked text is refused."""
+    texts = ["bomb cake", "pipe pipe pipe pipe pipe"]
+    scores = {"bomb": 0.9, "pipe": 0.4}
+
+    def rows(mode: str, budget: int, threshold: float) -> list[Json]:
+        filter_ = as_filter(lambda found: [scores.get(text.split()[0], 0.0) for text in found], threshold=threshold)
+        certifier = EraseAndCheck(filter_, load_mode(mode, budget), Words(), early_stop=False, max_checks=6)
+        out = []
+        for text in texts:
+            verdict = certifier.certify(text)
+            full = verdict.certificate and int(verdict.certificate.threat.budget)
+            out.append(row(text, "harmful", verdict.score, full, checks=verdict.checks))
+            if out[-1]["certificate"]:
+                out[-1]["certificate"]["threat"] |= {"kind": mode}
+        return out
+
+    head = about(THREAT | {"kind": "infusion", "budget": 1})
+    run = read_run(save(tmp_path / "run", rows("infusion", 1, 0.5), head))
+    plain = read_run(save(tmp_path / "plain", rows("suffix", 0, 0.5), about(THREAT | {"budget": 0})))
+    told = {found.id: margin for found, margin in margins(run, plain)}
+    assert [rows("infusion", 1, 0.3)[at]["certificate"]["threat"]["budget"] for at in (0, 1)] == [1, 0]
+    assert told == {texts[0]: 0.9, texts[1]: -math.inf}
+
+
+@pytest.mark.parametrize(
     ("run", "plain", "why"),
     [
         ({}, {"threat": THREAT}, "max-erase 0"),

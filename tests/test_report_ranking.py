@@ -71,6 +71,18 @@ def test_places_count_within_one_threat(tmp_path: Path) -> None:
     }
 
 
+def test_tokens_of_two_tokenizers_are_two_threats(tmp_path: Path) -> None:
+    def counted_in(unit: str, certified: int) -> tuple[list[Json], Json]:
+        found = json.loads(json.dumps(rows(certified)).replace('"word"', f'"{unit}"'))
+        return found, about(THREAT | {"unit": unit})
+
+    small = save(tmp_path / "small", *counted_in("token:aaa", 3))
+    large = save(tmp_path / "large", *counted_in("token:bbb", 5))
+    (cohort,) = rank([small, large]).cohorts
+    assert {entry.threat for entry in cohort.entries} == {"up to 3 tokens appended"}
+    assert [(entry.name, entry.place) for entry in cohort.entries] == [("small", 1), ("large", 1)]
+
+
 def test_a_plain_run_in_the_cohort_ranks_by_certified_recall_at_two_percent(tmp_path: Path) -> None:
     # Alone, "strict" certifies less at its own threshold; at 2 % false positives it certifies more.
     plain = rows(0, flagged=10)

@@ -92,14 +92,31 @@ def test_segments_reach_the_model(segments: bool) -> None:
 
 def test_without_onednn_the_scores_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     fast = make(tiny.bert())(TEXTS)
-    monkeypatch.setattr(linear, "can_pack", lambda: False)
+    monkeypatch.setattr(linear, "can_pack", lambda dtype: False)
     assert isinstance(linear.linear(torch.ones(2, 3), torch.ones(2)), PlainLinear)
     plain = make(tiny.bert())
     assert not plain.pads
     assert apart(plain(TEXTS), fast) < ROUNDING
 
 
-@pytest.mark.skipif(not linear.can_pack(), reason="this build of torch has no oneDNN")
+def test_a_processor_without_bfloat16_runs_it_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There oneDNN refuses to reorder such weights, and only such weights."""
+    reorder = torch.ops.mkldnn._reorder_linear_weight
+
+    def refuses(weight: torch.Tensor, rows: int) -> Any:
+        if weight.dtype == torch.bfloat16:
+            raise RuntimeError("bf16 path needs the cpu support avx_ne_convert or avx512bw, avx512vl and avx512dq")
+        return reorder(weight, rows)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refuses)
+    monkeypatch.setattr(linear, "can_pack", linear.can_pack.__wrapped__)
+    exact = make(tiny.bert())
+    rough = exact.in_precision("bfloat16")
+    assert not rough.pads
+    assert apart(rough(TEXTS), exact(TEXTS)) < 0.2
+
+
+@pytest.mark.skipif(not linear.can_pack(torch.bfloat16), reason="this build of torch has no oneDNN")
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
 @pytest.mark.parametrize("rows", [1, 5, 700])
 def test_packed_layers_are_plain_layers(rows: int, dtype: torch.dtype, error: float) -> None:
@@ -160,6 +177,8 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "relu": lambda: tiny.bert(hidden_act="relu"),
     "relu in distilbert": lambda: tiny.distilbert(activation="relu"),
     "tanh gelu": lambda: tiny.bert(hidden_act="gelu_new"),
+    "tanh, as the pooler has": lambda: tiny.bert(hidden_act="tanh"),
+    "tanh in distilbert": lambda: tiny.distilbert(activation="tanh"),
     "causal": lambda: tiny.bert(is_decoder=True),
     "a layer of another class": lambda: patched(replace_layer),
     "another forward": lambda: patched(replace_forward),
@@ -186,6 +205,15 @@ def test_a_forward_pass_that_computes_something_else_is_not_used(monkeypatch: py
     """The last guard: whatever the classes say, the scores of two texts are compared."""
     monkeypatch.setattr(unpadded.UnpaddedEncoder, "_attend", lambda self, projected, groups: projected[:, :32] * 0)
     assert make(tiny.bert()).pads
+
+
+def test_a_classifier_that_is_sure_of_both_texts_is_compared_by_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    sure = tiny.bert()
+    with torch.no_grad():
+        sure.classifier.bias[:] = torch.tensor([40.0, -40.0])
+    assert not make(sure).pads
+    monkeypatch.setattr(unpadded.UnpaddedEncoder, "_attend", lambda self, projected, groups: projected[:, :32] * 0)
+    assert make(sure).pads
 
 
 # bfloat16, packs, the bundled model

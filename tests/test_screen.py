@@ -432,6 +432,16 @@ def test_a_screen_out_of_range_is_a_filter_error(score: float) -> None:
     assert "canary" not in str(caught.value)
 
 
+@pytest.mark.parametrize("broken_", [{"exact_band": math.nan}, {"exact_band": -0.1}, {"floor": math.nan}], ids=str)
+def test_bands_and_floors_that_mean_nothing_are_refused(broken_: dict[str, float]) -> None:
+    """min and max pass over a NaN, and a negative band certifies what is below the threshold."""
+    filter_ = screened(exact("ab"))
+    for name, value in broken_.items():
+        setattr(filter_, name, value)
+    with pytest.raises(InvalidArgument):
+        EraseAndCheck(filter_, load_mode("suffix", 2), Chars())
+
+
 @pytest.mark.parametrize("part", ["upper_bounds", "exact_scores"])
 @pytest.mark.parametrize("answer", [[], [math.inf], [0.1, 0.2]])
 def test_a_bounded_filter_that_breaks_its_contract_is_a_filter_error(part: str, answer: list[float]) -> None:

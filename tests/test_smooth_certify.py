@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -184,6 +185,41 @@ def test_synonyms_keep_the_white_space_of_their_place() -> None:
     assert set(asked) == {f"{a}-{b}, {c} bombs" for a, b, c in product(*[["bomb", "mine"]] * 2, ["home", "work"])}
 
 
+class Behind:
+    """Words with the white space behind them."""
+
+    name = "behind"
+    covers = "nothing"
+
+    def __call__(self, text: str) -> list[str]:
+        return re.findall(r"\s*\S+\s*|\s+", text)
+
+
+@pytest.mark.parametrize("units", [Words(), Behind()])
+@pytest.mark.parametrize("text", [" bomb home", "bomb \u200bhome\t", "\u200bbomb  home "])
+def test_synonyms_outside_the_table_of_words_are_noised_like_those_in_it(units: Units, text: str) -> None:
+    """The overlap counts "mine" once: it must read alike, drawn for "bomb" or put there by an attacker."""
+    kernel = SynonymSmoothing(BOMB, units, 1, synonyms={"bomb": ["mine"]}, eta=0.1)._smoothed.kernel
+    rng = np.random.default_rng(0)
+    ours, theirs = (
+        {canonical(text) for text in kernel.of(Pieces.of(x, units).cut()).draw(50, rng)}
+        for x in (text, text.replace("bomb", "mine"))
+    )
+    assert ours == {"bomb home", "mine home"}
+    assert theirs == {"mine home"}
+
+
+def test_synonyms_that_change_how_a_text_is_cut_are_no_part_of_the_promise() -> None:
+    """A word put where a mark was is glued to the word before it: another piece, which the table does not hold."""
+    filter_ = TestFilter(lambda text: float(text == "hello!"))
+    certifier = SynonymSmoothing(filter_, Words(), 1, synonyms={"!": ["one"], "one": ["!"]}, eta=0.1, rng=seeded())
+    certificate = certifier.certify("hello!").certificate
+    assert certificate is not None
+    assert certificate.threat.budget == 1
+    assert certifier.certify("helloone").label == Label.SAFE
+    assert any("pieces of unit word" in said and "equally many" in said for said in certificate.assumes)
+
+
 # Blank texts, batches, duplicates
 
 
@@ -345,7 +381,7 @@ def test_the_certificate_says_what_it_is_about() -> None:
     assert certificate.threat == Threat("edit", 5, "word") == verdict.threat
     assert certificate.confidence == 0.999
     assert "up to 5 whole words inserted, deleted or replaced" in certificate.sentence()
-    assert "with probability at least 0.999" in certificate.sentence()
+    assert "with probability at least 0.999, or a run abstains" in certificate.sentence()
     said = " ".join(certificate.assumes)
     for fact in ("threshold 0.5", "0.001", "deleted with probability 0.99", "canonical view", "safe with probability"):
         assert fact in said
@@ -369,7 +405,7 @@ def test_threats_say_what_they_are(threat: Threat, words: str) -> None:
 def test_radius_0_is_certified_with_its_confidence() -> None:
     verdict = deletion(0).certify(PROMPT)
     assert verdict.certificate is not None
-    assert "probability at least 0.999; nothing may be added or changed" in verdict.certificate.sentence()
+    assert "probability at least 0.999, or a run abstains; nothing may be added or changed" in verdict.certificate.sentence()
 
 
 def test_tables_and_alphabets_are_named_in_certificates() -> None:
@@ -462,17 +498,21 @@ def test_threats_that_cannot_be_certified_are_refused(call: Callable[[], object]
 
 @pytest.mark.parametrize("radius", [None, 0, 4])
 @pytest.mark.parametrize("eta", [0.04, 0.2])
-def test_too_few_samples_are_refused_with_the_smallest_number_that_will_do(radius: int | None, eta: float) -> None:
+@pytest.mark.parametrize("last_look", [True, False])
+def test_too_few_samples_are_refused_with_the_smallest_number_that_will_do(
+    radius: int | None, eta: float, last_look: bool
+) -> None:
+    few = Sampling(samples=3, last_look=last_look)
     with pytest.raises(InvalidArgument, match="take at least") as caught:
-        deletion(radius, eta=eta, sampling=Sampling(samples=3))
-    enough = int(str(caught.value).split()[-1])
-    always = TestFilter(lambda text: 1.0)
-    certifier = deletion(radius, always, eta=eta, sampling=Sampling(samples=enough))
+        deletion(radius, eta=eta, sampling=few)
+    enough = replace(few, samples=int(str(caught.value).split()[-1]))
     long = "word " * 100  # never blank, so mu = 1
-    assert certifier.certify(long).certificate is not None
-    assert deletion(radius, eta=eta, sampling=Sampling(samples=enough)).certify(long).label == Label.SAFE
-    with pytest.raises(InvalidArgument, match=f"take at least {enough}"):
-        deletion(radius, eta=eta, sampling=Sampling(samples=enough - 1))
+    certificate = deletion(radius, TestFilter(lambda text: 1.0), eta=eta, sampling=enough).certify(long).certificate
+    assert certificate is not None
+    assert certificate.threat.budget >= (radius or 0)
+    assert deletion(radius, eta=eta, sampling=enough).certify(long).label == Label.SAFE
+    with pytest.raises(InvalidArgument, match=f"take at least {enough.samples}"):
+        deletion(radius, eta=eta, sampling=replace(enough, samples=enough.samples - 1))
 
 
 def test_texts_that_cannot_be_checked_are_refused() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptguard.errors import InvalidArgument
-from promptguard.stats import SequentialTest, hoeffding_lower, log_e_value, lower_bound, smallest_last_look, upper_bound
+from promptguard.stats import SequentialTest, fewest_trials, hoeffding_lower, log_e_value, lower_bound, upper_bound
 
 ALPHA = 0.001
 RATES = [0.02, 0.3, 0.5, 0.97]
@@ -130,12 +130,14 @@ def test_clear_cases_are_settled_by_few_trials() -> None:
 
 @pytest.mark.parametrize("p0", RATES)
 @pytest.mark.parametrize("alpha", [0.05, ALPHA])
-def test_fewer_samples_than_the_smallest_can_never_reject(p0: float, alpha: float) -> None:
-    n = smallest_last_look(p0, alpha)
-    assert SequentialTest(p0, alpha, n).rejects(counts(n), counts(0))[0]
+@pytest.mark.parametrize("last_look", [True, False])
+def test_fewer_samples_than_the_smallest_can_never_reject(p0: float, alpha: float, last_look: bool) -> None:
+    n = fewest_trials(p0, alpha, last_look=last_look)
+    assert SequentialTest(p0, alpha, n if last_look else None).rejects(counts(n), counts(0))[0]
     if n > 1:
         looks = np.arange(1, n)
-        assert not SequentialTest(p0, alpha, n - 1).rejects(looks, np.zeros_like(looks)).any()
+        fewer = SequentialTest(p0, alpha, n - 1 if last_look else None)
+        assert not fewer.rejects(looks, np.zeros_like(looks)).any()
 
 
 @given(trials=st.integers(1, 60), confidence=st.sampled_from([0.5, 0.95, 0.999]), data=st.data())
@@ -149,6 +151,15 @@ def test_the_lower_bound_mirrors_the_upper_one_and_gives_way(
     if successes:
         tail = sum(math.comb(trials, k) * low**k * (1 - low) ** (trials - k) for k in range(successes, trials + 1))
         assert tail <= 1 - confidence  # rounded down: never the least bit too large
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1e-3, 1e-8, 1e-13, 1e-15])
+def test_a_lower_bound_of_1_less_a_small_alpha_is_not_too_large(alpha: float) -> None:
+    """1 - alpha is rounded before it arrives, by more than a ten-thousandth of an alpha of 1e-13. In rationals."""
+    for successes, trials in ((1, 1), (1, 5), (3, 5), (20, 20), (30, 40)):
+        low = Fraction(lower_bound(successes, trials, 1 - alpha))
+        tail = sum(math.comb(trials, k) * low**k * (1 - low) ** (trials - k) for k in range(successes, trials + 1))
+        assert tail <= Fraction(alpha)
 
 
 def test_a_lower_bound_from_successes_alone_has_a_closed_form() -> None:
@@ -177,8 +188,8 @@ def test_hoeffding_has_a_closed_form() -> None:
         lambda: SequentialTest(0.5, 0.0),
         lambda: SequentialTest(0.5, 1.0),
         lambda: SequentialTest(0.5, 0.1, 0),
-        lambda: smallest_last_look(1.0, 0.1),
-        lambda: smallest_last_look(0.5, 0.0),
+        *[lambda last=last: fewest_trials(1.0, 0.1, last_look=last) for last in (True, False)],
+        *[lambda last=last: fewest_trials(0.5, 0.0, last_look=last) for last in (True, False)],
         lambda: lower_bound(1, 0),
         lambda: lower_bound(6, 5),
         lambda: lower_bound(1, 5, 1.0),

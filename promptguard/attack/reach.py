@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 import math
 import random
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from promptguard.certify.pieces import Pieces
 from promptguard.erase.budget import checked
-from promptguard.erase.wrap import wrap_after_boundaries
 from promptguard.errors import InvalidArgument, UnsupportedThreat
 from promptguard.types import Threat, Units
 from promptguard.view import canonical, check_text, kinds
@@ -62,8 +62,22 @@ def _wrap(match: _Match) -> float:
 
 
 def _wrap_boundary(match: _Match) -> float:
-    starts = wrap_after_boundaries().of(match.pieces).starts or ()
-    return match.added if any(map(match.stands_at, starts)) else math.inf
+    starts = (at for at in range(match.added + 1) if match.stands_at(at))
+    return match.added if any(_ends_open("".join(match.pieces[:at]), match.pieces[at]) for at in starts) else math.inf
+
+
+def _ends_open(before: str, piece: str) -> bool:
+    """Whether text before a piece is blank, or ends with a mark or a line break, white space and the like aside."""
+    before += piece[: _visible(piece)[0]] if _visible(piece) else piece
+    seen = _visible(before)
+    if not seen or len(f"{before[seen[-1] + 1 :]}.".splitlines()) > 1:
+        return True
+    end = canonical(before[seen[-1]])[-1]
+    return not (end.isalnum() or unicodedata.category(end).startswith("M"))
+
+
+def _visible(text: str) -> list[int]:
+    return [at for at, kind in enumerate(kinds(text)) if kind in "wp"]
 
 
 def _infusion(match: _Match) -> float:
@@ -239,7 +253,7 @@ class Reach:
         before, after = self.text[:at], self.text[at:]
         space = " " if apart else self.joiner
         if not before:
-            return "", space + after
+            return "", self._behind(space) + after
         return before + space, (space if apart and self.glues and after else "") + after
 
     def with_added(self, additions: Iterable[tuple[int, str]]) -> str:
@@ -255,7 +269,7 @@ class Reach:
         for gap in range(len(pieces) + 1):
             if gap in blocks:
                 block = self.joiner.join(blocks[gap])
-                text += self.joiner + block if gap else block + self.joiner
+                text += self.joiner + block if gap else block + self._behind(self.joiner)
             text += "".join(pieces[gap : gap + 1])
         return text
 
@@ -264,6 +278,10 @@ class Reach:
         gaps = range(len(self._pieces) + 1)
         found = [g for g in gaps if any(self.cost(self.with_added([(g, probe)])) is not None for probe in _PROBES)]
         return found or [len(self._pieces)]
+
+    def _behind(self, space: str) -> str:
+        """What follows a block before the prompt: a line break where it has to end with one, or with a mark."""
+        return "\n" if space and self.threat.kind == "wrap-boundary" else space
 
     def _keys(self, pieces: Iterable[str]) -> Keys:
         return [self._known.get(piece) or self._key(piece) for piece in pieces]

@@ -7,7 +7,9 @@ Proof. The certificate says that the member flags y or refuses it as `InvalidTex
 whatever the others do: what another member raises is kept until all have answered, and dropped when one has flagged. If
 it refuses y, `AnyOf` flags y through another member or raises `InvalidText`, which goes before other errors.
 
-So a member's certificate, word for word, is a certificate of the composed procedure.
+So a member's certificate, word for word, is a certificate of the composed procedure. That is for deterministic members:
+a sampled one may abstain on y, and then `AnyOf` abstains or raises, which blocks too; "safe" is said of y with
+probability alpha at most.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from promptguard.capabilities import BoundedFilter
 from promptguard.certify.found import Found, Settings
 from promptguard.certify.pieces import Pieces
 from promptguard.certify.scoring import bounds_all, exact_all, score_all
+from promptguard.errors import InvalidArgument
 from promptguard.types import EraseMode, Erasure, Filter
 from promptguard.view import canonical
 
@@ -85,6 +86,13 @@ class Screen:
     how = "every erasure was bounded from above, and scored exactly where the bound left room"
 
     def __init__(self, filter_: BoundedFilter, settings: Settings) -> None:
+        """Take the filter.
+
+        Raises:
+            InvalidArgument: its floor or its exact band means nothing.
+        """
+        if not (0 <= filter_.exact_band < math.inf and math.isfinite(filter_.floor)):
+            raise InvalidArgument("the filter's floor and exact band must be finite numbers, the band not negative")
         self._filter = filter_
         self._settings = settings
 

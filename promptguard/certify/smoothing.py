@@ -37,7 +37,7 @@ from promptguard.certify.pieces import Pieces
 from promptguard.certify.scoring import score_all
 from promptguard.certify.tally import AtRadius, Flags, Largest, Settings, Tally
 from promptguard.errors import InvalidArgument, TextTooLong
-from promptguard.stats import smallest_last_look, trials_needed
+from promptguard.stats import fewest_trials, trials_needed
 from promptguard.types import Certificate, Filter, Label, Threat, Units, Verdict
 from promptguard.view import VIEW, canonical, check_text
 
@@ -50,8 +50,8 @@ class Sampling:
     """How much is sampled, and how often an answer may be wrong.
 
     Attributes:
-        alpha: probability that what is said of a text is false; also that an attacked text within a certificate is
-            called safe.
+        alpha: probability that a certificate is false; and of its own that a harmful text, thus also an attacked one
+            within a certificate, is called safe.
         samples: noised texts drawn for a text, at most.
         futility: chance of giving up a radius that holds; it costs certificates, never their truth.
         last_look: spend half of alpha on one exact test when all samples are drawn.
@@ -174,12 +174,15 @@ class Smoothed:
         self._settings = Settings(eta, sampling.alpha, sampling.samples, sampling.futility, sampling.last_look)
 
     def _check_samples(self) -> None:
-        alpha, samples = self.sampling.alpha, self.sampling.samples
+        alpha, samples, last_look = self.sampling.alpha, self.sampling.samples, self.sampling.last_look
         needed = self.kernel.least(self.eta, self.radius or 0)
         if needed >= 1:
             raise InvalidArgument(f"radius {self.radius} is out of reach: lower the radius or eta, or add noise")
-        to_certify = trials_needed(1 - needed, 1 - alpha) if self.radius is None else smallest_last_look(needed, alpha)
-        enough = max(to_certify, smallest_last_look(1 - self.eta, alpha))
+        if self.radius is None:
+            to_certify = trials_needed(1 - needed, 1 - alpha)
+        else:
+            to_certify = fewest_trials(needed, alpha, last_look=last_look)
+        enough = max(to_certify, fewest_trials(1 - self.eta, alpha, last_look=last_look))
         if samples < enough:
             raise InvalidArgument(f"{samples} samples can never certify or never clear a text: take at least {enough}")
 

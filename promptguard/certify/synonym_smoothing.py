@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ import numpy.typing as npt
 from promptguard.certify.smoothing import Sampling, Smoothed, fingerprint, rounded_up
 from promptguard.errors import InvalidArgument, UnsupportedThreat
 from promptguard.types import Filter, Threat, Units, Verdict
-from promptguard.view import canonical, kinds
+from promptguard.view import canonical
 
 _KIND = "synonym"
 
@@ -134,15 +134,14 @@ class _Kernel:
         return (
             f"noise: each word in a table of {len(self.table)} (sha256 {self._digest()}) is replaced by itself or one "
             "of its synonyms, all equally likely",
-            "a word is replaced by one of its synonyms in that table, and nothing else of the text is changed",
+            f"words are replaced one for one, white space as it was: the pieces of unit {self.units.name} that the two "
+            "texts are cut into are equally many, and differ in at most so many places, each by a synonym in the table",
         )
 
     def of(self, pieces: list[str]) -> _Noised:
-        known = [self.table.get(canonical(piece), _Word((piece,), 1.0)) for piece in pieces]
-        rows = [
-            [_apart(piece) + choice for choice in word.choices] if len(word.choices) > 1 else [piece]
-            for piece, word in zip(pieces, known, strict=True)
-        ]
+        known = [self.table.get(view := canonical(piece), _Word((view,), 1.0)) for piece in pieces]
+        # Words in the table and others keep their white space alike: an attacker puts one in the place of the other.
+        rows = [_in_place_of(piece, word.choices) for piece, word in zip(pieces, known, strict=True)]
         return _Noised(rows, sorted(word.overlap for word in known))
 
     def least(self, eta: float, radius: int) -> float:
@@ -152,10 +151,11 @@ class _Kernel:
         return fingerprint({word: entry.choices for word, entry in self.table.items()})
 
 
-def _apart(piece: str) -> str:
-    """A space if there is white space before the piece's word."""
-    marks = kinds(piece)
-    return " " if "s" in marks[: len(marks) - len(marks.lstrip("si"))] else ""
+def _in_place_of(piece: str, words: Sequence[str]) -> list[str]:
+    """The words, with a space before and behind them where the view of the piece has one."""
+    view = canonical(f"|{piece}|")
+    before, behind = view[1:2].isspace() * " ", view[-2:-1].isspace() * " "
+    return [before + word + behind for word in words]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ flags by its guard band counts as *sure*; only these count towards "harmful", al
 
 Errors. "Harmful" is wrong with probability at most alpha if mu <= eta, "safe" if mu > eta, a radius if mu is at most
 what it needs. A radius is reported only together with "harmful". As mu <= eta implies that mu is at most what any
-radius needs, this is a closed test: anything false is said of a text with probability at most alpha, none of it split.
-Nothing else is chosen by the samples that prove it: the label asked about is fixed, eta is given, and `Largest` reads
-all radii off one lower bound.
+radius needs, this is a closed test: a false certificate, label and radius together, has probability at most alpha, none
+of it split. A false "safe" has at most alpha of its own: where mu is above eta, and below what the radius needs, either
+mistake may be made, and one of the two has at most twice alpha. Nothing else is chosen by the samples that prove it:
+the label asked about is fixed, eta is given, and `Largest` reads all radii off one lower bound.
 """
 
 from __future__ import annotations

@@ -21,7 +21,9 @@ from promptguard.evaluate.prompts import Prompt
 from promptguard.evaluate.subject import Row, Subject
 
 FORMAT = 2
-_SAME = ("format", "certifier", "settings", "filter", "data", "versions")
+_SAME = (
+    "format", "certifier", "method", "settings", "filter", "threshold", "guard_band", "threat", "data", "versions",
+)  # fmt: skip
 _PACKAGES = ("certified-promptguard", "torch", "transformers", "tokenizers")
 
 

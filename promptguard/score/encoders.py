@@ -29,6 +29,7 @@ class Block:
     out: Any
     attention_norm: Any
     up: Any
+    activation: Any
     down: Any
     norm: Any
 
@@ -66,7 +67,7 @@ def encoder_of(model: Any) -> Encoder | None:
     if read is None or not all(map(_is_stock, model.modules())):
         return None
     encoder = read(model)
-    uses_gelu = all(isinstance(module, GELUActivation) for module in _activations(model))
+    uses_gelu = all(isinstance(block.activation, GELUActivation) for block in encoder.blocks)
     return encoder if encoder.blocks and uses_gelu and not getattr(model.config, "is_decoder", False) else None
 
 
@@ -75,13 +76,6 @@ def _is_stock(module: nn.Module) -> bool:
         return False
     # Exact types: subclasses are other layers (adapters, parametrisations).
     return type(module) in _LAYERS or type(module).__module__ in _MODULES
-
-
-def _activations(model: Any) -> list[Any]:
-    found = (
-        getattr(module, name, None) for module in model.modules() for name in ("intermediate_act_fn", "activation")
-    )
-    return [activation for activation in found if activation is not None and not isinstance(activation, nn.Tanh)]
 
 
 def _bert(model: Any) -> Encoder:
@@ -94,6 +88,7 @@ def _bert(model: Any) -> Encoder:
             out=layer.attention.output.dense,
             attention_norm=layer.attention.output.LayerNorm,
             up=layer.intermediate.dense,
+            activation=layer.intermediate.intermediate_act_fn,
             down=layer.output.dense,
             norm=layer.output.LayerNorm,
         )
@@ -123,6 +118,7 @@ def _distilbert(model: Any) -> Encoder:
             out=layer.attention.out_lin,
             attention_norm=layer.sa_layer_norm,
             up=layer.ffn.lin1,
+            activation=layer.ffn.activation,
             down=layer.ffn.lin2,
             norm=layer.output_layer_norm,
         )

@@ -284,10 +284,13 @@ class HFFilter:
         if encoder is None or self._model.dtype not in GUARD_BANDS or not all(window.ids for window in windows):
             return None
         made = UnpaddedEncoder(encoder, segments=self._types)
-        mine = self._classifier.harm(self._classifier.call(made, windows))
-        plain = self._classifier.harm(self._logits(self._batch(windows)))
-        # Rounding is below the band, in float32 far below it; another function is above.
-        return made if bool(((mine - plain).abs() <= GUARD_BANDS[self._model.dtype]).all()) else None
+        mine, plain = self._classifier.call(made, windows), self._logits(self._batch(windows))
+        band = GUARD_BANDS[self._model.dtype]
+        # Rounding is below the band, in float32 far below it; another function is above. A classifier that is sure of
+        # both texts gives them the same scores whatever is computed, so its logits have to agree too.
+        scores = (self._classifier.harm(mine) - self._classifier.harm(plain)).abs() <= band
+        logits = (mine - plain).abs() <= 10 * band * plain.abs().clamp(min=1)
+        return made if bool(scores.all() and logits.all()) else None
 
 
 def _arguments(model: Any) -> frozenset[str]:

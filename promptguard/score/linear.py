@@ -15,6 +15,8 @@ from torch.nn import functional
 
 # Rows for which weights are packed; other numbers of rows run on the same packing.
 _ROWS = 1024
+# Precisions that may be packed, and how far the results of the trial may be from those of the default operations.
+_ERRORS = {torch.float32: 1e-5, torch.bfloat16: 0.2}
 
 
 class Linear(Protocol):
@@ -81,16 +83,22 @@ class PackedLinear:
 
 def linear(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
     """The fastest `Linear` for weights of shape (outputs, inputs) and a bias of shape (outputs,)."""
-    packed = weight.device.type == "cpu" and weight.dtype in {torch.float32, torch.bfloat16} and can_pack()
+    packed = weight.device.type == "cpu" and weight.dtype in _ERRORS and can_pack(weight.dtype)
     return PackedLinear(weight, bias) if packed else PlainLinear(weight, bias)
 
 
 @cache
-def can_pack() -> bool:
-    """Whether this build of torch has oneDNN's packed linear layers, and they compute what they should."""
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's packed linear layers run here, and compute what they should.
+
+    A build of torch may lack them, and processors without AVX-512 or AVX-NE-CONVERT have none in bfloat16.
+
+    Args:
+        dtype: torch.float32 or torch.bfloat16.
+    """
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
-    kind: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
+    kind: dict[str, Any] = {"device": "cpu", "dtype": dtype}
     x = torch.linspace(-1, 1, 64, **kind).reshape(4, 16)
     weight, bias = torch.linspace(-1, 1, 128, **kind).reshape(8, 16), torch.linspace(-1, 1, 8, **kind)
     try:
@@ -101,6 +109,6 @@ def can_pack() -> bool:
                 (mine.gelu(x), plain.gelu(x)),
                 (mine.plus(x, x[:, :8]), plain.plus(x, x[:, :8])),
             ]
-            return all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+            return all(torch.allclose(a, b, atol=_ERRORS[dtype]) for a, b in pairs)
     except RuntimeError:
         return False

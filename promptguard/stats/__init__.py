@@ -12,17 +12,17 @@ from promptguard.stats.binomial import (
     trials_needed,
     upper_bound,
 )
-from promptguard.stats.sequential import SequentialTest, log_e_value, smallest_last_look
+from promptguard.stats.sequential import SequentialTest, fewest_trials, log_e_value
 
 __all__ = [
     "Interval",
     "SequentialTest",
     "clopper_pearson",
     "exceedances_allowed",
+    "fewest_trials",
     "hoeffding_lower",
     "log_e_value",
     "lower_bound",
-    "smallest_last_look",
     "threshold_above",
     "trials_needed",
     "upper_bound",

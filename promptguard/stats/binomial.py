@@ -12,6 +12,7 @@ from scipy.stats import beta
 from promptguard.errors import InvalidArgument
 
 _ROUNDING = 1e-9  # far more than the error of the quantile functions: limits that certificates rest on give way by it
+_ULP = 2.0**-53  # of a confidence near 1: more than a caller's rounding of 1 - alpha, which outgrows a small alpha
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,8 @@ def lower_bound(successes: int, trials: int, confidence: float = 0.95) -> float:
         raise InvalidArgument("lower_bound needs 0 <= successes <= trials, trials >= 1 and confidence in (0, 1)")
     if not successes:
         return 0.0
-    return float(beta.ppf(1 - confidence, successes, trials - successes + 1)) * (1 - _ROUNDING)
+    alpha = max(0.0, 1 - confidence - _ULP)
+    return float(beta.ppf(alpha, successes, trials - successes + 1)) * (1 - _ROUNDING)
 
 
 def hoeffding_lower(mean: float, trials: int, confidence: float = 0.95) -> float:
@@ -152,7 +154,7 @@ def threshold_above(scores: Sequence[float], exceedances: int, margin: float = 0
     """A float t for which t - margin is just above all but the `exceedances` largest scores.
 
     Then at most that many scores of the sample are >= t, whatever ties there are, and no more would be if every score
-    rose by up to `margin`.
+    rose by up to `margin`. No float is above infinity: if more scores than `exceedances` are infinite, so is t.
 
     Args:
         scores: at least one; infinite ones are allowed.

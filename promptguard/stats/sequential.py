@@ -16,6 +16,7 @@ statistics and safe anytime-valid inference*. Early stopping for smoothing: Horv
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -27,6 +28,7 @@ from promptguard.errors import InvalidArgument
 from promptguard.stats.binomial import trials_needed
 
 Counts: TypeAlias = npt.NDArray[np.int64]
+_MOST_TRIALS = 2**53
 _SLACK = 1e-6  # of a logarithm: more than its rounding error at any number of trials that can be run
 
 
@@ -98,10 +100,20 @@ class SequentialTest:
         return found | last
 
 
-def smallest_last_look(p0: float, alpha: float) -> int:
-    """The smallest n for which n successes in n trials reject H0: p <= p0 at the last look, or at any before.
+def fewest_trials(p0: float, alpha: float, *, last_look: bool = True) -> int:
+    """The smallest n for which n successes in n trials reject H0: p <= p0.
+
+    Args:
+        p0: in (0, 1).
+        alpha: in (0, 1).
+        last_look: the test has one, after n trials; without it the e-process must do alone, and takes longer.
 
     Raises:
         InvalidArgument: an argument outside (0, 1).
     """
-    return trials_needed(1 - p0, 1 - alpha / 2)
+    if last_look:
+        # The exact limit comes first: no likelihood ratio, so no average of them, is above p0^-n.
+        return trials_needed(1 - p0, 1 - alpha / 2)
+    process = SequentialTest(p0, alpha)
+    nothing = np.zeros(1, dtype=np.int64)
+    return 1 + bisect_left(range(1, _MOST_TRIALS), True, key=lambda n: bool(process.rejects(nothing + n, nothing)[0]))

@@ -101,10 +101,10 @@ def cohorts(runs: Sequence[Run]) -> tuple[Cohort, ...]:
 
 def _cohort(runs: Sequence[Run]) -> Cohort:
     entries = [_entry(run, runs) for run in runs]
-    threats = dict.fromkeys(entry.threat for entry in entries)
+    threats = dict.fromkeys(map(_against, entries))
     ordered = []
     for threat in threats:
-        alike = sorted((entry for entry in entries if entry.threat == threat), key=_merit)
+        alike = sorted((entry for entry in entries if _against(entry) == threat), key=_merit)
         ordered += [_placed(entry, place) for place, entry in enumerate(alike, start=1)]
     return Cohort(runs[0].about.data, tuple(ordered))
 
@@ -116,6 +116,12 @@ def _entry(run: Run, runs: Sequence[Run]) -> Entry:
         return Entry(run.name, run.about, overall, (), ())
     points = tuple(point for point in certified_at(run, plain) if point.source is None)
     return Entry(run.name, run.about, overall, points, tuple(certified_curve(run, plain)))
+
+
+def _against(entry: Entry) -> tuple[str, str]:
+    """The threat in words and, since tokens of two tokenizers are not the same, its unit."""
+    threat = entry.about.threat
+    return entry.threat, threat.unit if threat and threat.budget else ""
 
 
 def _merit(entry: Entry) -> tuple[float, float, float]:
