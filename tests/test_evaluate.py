@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from promptguard.certify.any_of import AnyOf
 from promptguard.certify.empirical import RandEC
 from promptguard.certify.erase_and_check import EraseAndCheck
 from promptguard.erase import load_mode
@@ -84,6 +85,14 @@ def test_the_score_is_the_maximum_over_the_erasures(tmp_path: Path) -> None:
     filter_ = as_filter(lambda texts: [0.9 if len(text.split()) == 2 else 0.6 for text in texts])
     prompt = Prompt("1", "s", "harmful", "one two three four")
     assert run(subject(filter_), [prompt], tmp_path)[0]["score"] == 0.9
+
+
+def test_a_certifier_that_stops_early_makes_a_fast_run_whatever_is_said_of_it() -> None:
+    """Its scores are no maxima: an ROC curve of them would be wrong."""
+    filter_, mode = load_filter("keyword:bomb"), load_mode("suffix", 2)
+    hasty, patient = (EraseAndCheck(filter_, mode, Words(), early_stop=early) for early in (True, False))
+    for one, fast in ((hasty, True), (patient, False), (AnyOf([patient, hasty]), True), (AnyOf([patient]), False)):
+        assert Subject.of(one, "c", {}).about["settings"]["fast"] is fast
 
 
 def test_a_run_says_what_it_measured(tmp_path: Path) -> None:

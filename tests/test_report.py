@@ -296,7 +296,7 @@ def test_a_prompt_that_only_a_lower_threshold_flags_may_be_too_long_for_the_limi
         out = []
         for text in texts:
             verdict = certifier.certify(text)
-            full = verdict.certificate and int(verdict.certificate.threat.budget)
+            full = int(verdict.certificate.threat.budget) if verdict.certificate else None
             out.append(row(text, "harmful", verdict.score, full, checks=verdict.checks))
             if out[-1]["certificate"]:
                 out[-1]["certificate"]["threat"] |= {"kind": mode}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import tiny
 from attacks import Pieces, threat, words
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from oracle import TestFilter, Trial, Violation, arbitrary, exact, first_violation, keyword
 
@@ -191,6 +191,15 @@ def test_either_part_decides_what_is_certain() -> None:
     assert not certified(0.051, 0.19)
 
 
+def test_what_the_floor_alone_flags_is_certain() -> None:
+    low = TestFilter(lambda text: 0.0, threshold=0.05, guard_band=0.2, wobble=0.2)
+    filter_ = ScreenedFilter(low, Screening(lambda text: 0.9), sway=0.0, floor=0.2)
+    assert broken(trial(filter_, ("suffix", 1, 2)), [("a", "b")]) == []
+    certificate = EraseAndCheck(filter_, load_mode("suffix", 2), Chars()).certify("ab").certificate
+    assert certificate is not None
+    assert certificate.threat.budget == 2
+
+
 # Nothing is missed
 
 
@@ -222,6 +231,8 @@ def test_screening_finds_what_enumeration_finds(data: st.DataObject) -> None:
         sway=0.0,
         floor=data.draw(st.sampled_from([0.0, 0.001, 0.2, 0.7])),
     )
+    # What the floor alone flags is certain, whatever the band: there screening certifies more.
+    assume(not band or filter_.floor < filter_.threshold)
     kind, budget = data.draw(st.sampled_from([("suffix", 3), ("suffix", math.inf), ("insertion", 3), ("infusion", 3)]))
     options = {"early_stop": False, "batch_size": data.draw(st.sampled_from([1, 2, 7, 64]))}
     with pytest.MonkeyPatch.context() as patch:

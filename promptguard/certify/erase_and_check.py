@@ -98,6 +98,7 @@ class EraseAndCheck:
         self.filter = filter_
         self.mode = mode
         self.units = units
+        self.early_stop = early_stop
         self._way = cheapest(filter_, mode, units, Settings(early_stop, batch_size, progress))
         self._max_checks = max_checks if self._way.limited else None
         self._anytime = anytime

@@ -50,13 +50,14 @@ class Subject:
             settings: all that decides a row beside filter and threshold, as JSON has it.
             rng: the very source of randomness that the certifier holds.
             seed: of the run; kept only with a source of randomness.
-            fast: scores may be less than the maximum over the erasures.
+            fast: scores may be less than the maximum over the erasures; known of erase-and-check that stops early.
         """
         filter_ = getattr(certifier, "filter", None)
         threat = full_threat(certifier)
         # A composed certifier's rows hold margins: harmful from 0 on.
         threshold = filter_.threshold if filter_ else 0.0
-        used = {"seed": None if rng is None else seed, "fast": fast, "threshold": threshold}
+        is_fast = fast or _stops_early(certifier)
+        used = {"seed": None if rng is None else seed, "fast": is_fast, "threshold": threshold}
         about = {
             "certifier": name,
             "method": getattr(certifier, "method", name),
@@ -98,6 +99,12 @@ def full_threat(certifier: Certifier) -> Threat | None:
     threat = getattr(certifier, "threat", None)
     found = threat() if callable(threat) else threat
     return found if isinstance(found, Threat) else None
+
+
+def _stops_early(certifier: Any) -> bool:
+    """Whether the certifier, or a member of it, says that it stops before all erasures are scored."""
+    members = getattr(certifier, "members", ())
+    return getattr(certifier, "early_stop", False) is True or any(map(_stops_early, members))
 
 
 def _digests(certifier: Any) -> str:
