@@ -405,7 +405,8 @@ def test_threats_say_what_they_are(threat: Threat, words: str) -> None:
 def test_radius_0_is_certified_with_its_confidence() -> None:
     verdict = deletion(0).certify(PROMPT)
     assert verdict.certificate is not None
-    assert "probability at least 0.999, or a run abstains; nothing may be added or changed" in verdict.certificate.sentence()
+    said = verdict.certificate.sentence()
+    assert "probability at least 0.999, or a run abstains; nothing may be added or changed" in said
 
 
 def test_tables_and_alphabets_are_named_in_certificates() -> None:
