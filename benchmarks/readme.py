@@ -36,17 +36,18 @@ SECTIONS = {
     "tasks.certified": "DATA",
     "tasks.safe": "DATA",
     "tasks.votes": "DATA",
-    "tasks.text_smoothing": "DATA",
-    "tasks.empirical": "DATA",
-    "tasks.roc": "DATA",
-    "tasks.falsified": "DATA",
+    "tasks.text_smoothing": "DATA --filter bag",
+    "tasks.empirical": "DATA --limit 60 --lengths 4 10 20",
+    "tasks.roc": "DATA --limit 60",
+    "tasks.falsified": "DATA --prompts 5",
     "tasks.suffixes": "DATA",
     "tasks.whole": "DATA",
     "wrap_templates": "DATA/bench.jsonl --attacks DATA/attacks.jsonl --limit 2 --safe 1 --out ROWS",
     "one_pass": "--repeats 15 --threads 1 --out ROWS",
     "judge_positions": "--repeats 3 --out ROWS",
     "speed": "DATA/bench.jsonl --prompts 20 --out ROWS",
-    "garak": "run --python .venv-garak/bin/python --out runs/garak",
+    "garak": "run --python .venv-garak/bin/python --probes suffix.GCGCached donotanswer.MaliciousUses "
+    "badchars.BadCharacters --out runs/garak",
 }
 
 

@@ -1,8 +1,11 @@
 """GCG against the bundled encoder: detection by attack length, without guard and with each certifier.
 
-As in section 5 of Kumar et al. 2024, suffixes are optimised against the filter alone and every defence then sees them;
-published figures are DistilBERT's on 120 prompts. At the end the search is aimed at the guard itself (adaptive): it
-minimises the margin of erase-and-check's own verdict.
+As in section 5 of Kumar et al. 2024, suffixes are optimised against the filter alone and every defence then sees
+them; published figures are DistilBERT's on 120 prompts. These attacks are harder than the published ones: each goes
+on until the score is a twentieth of the threshold, and four tokens suffice. `minilm` was trained to call erased
+prompts safe, so often only the whole prompt is flagged: RandEC has to draw that one erasure and GradEC to find it,
+where a filter that flags many erasures is easier to defend at random. GreedyEC and erase-and-check find it. At the
+end the search is aimed at the guard itself (adaptive): it minimises the margin of erase-and-check's own verdict.
 """
 
 from __future__ import annotations
@@ -172,7 +175,8 @@ def tables(results: Path) -> list[Table]:
             beside = [published[LENGTHS.index(length)] for length in lengths]
             lines.append([f"{setting:g} (published)", *(f"{value:.1f}" for value in beside)])
         heads = [WHAT[defence], *(f"{length} tokens" for length in lengths)]
-        found.append(Table(f"{defence}: detected, percent, by GCG tokens", heads, lines))
+        count = len({one["id"] for one in made})
+        found.append(Table(f"{defence}: detected, percent of {count} prompts, by GCG tokens", heads, lines))
     longest = lengths[-1]
     lines = []
     for name, (shown, _) in GUARDS.items():

@@ -1,11 +1,12 @@
 """Deletion and mask smoothing on the paper's prompts, beside erase-and-check, in words.
 
 The rate p, the share eta and the filter's threshold are chosen on prompts of the same source, in the tenth of
-train.jsonl that no bundled filter was trained on (45 harmful, 31 safe): the setting that certifies most of the harmful
-ones against 5 inserted words, with at most 5 % of the safe ones blocked. It then answers the paper's 120 harmful and
-118 safe test prompts: asked for 5 words, where it stops early, and with a fixed 10,000 samples. A safe prompt counts as
-blocked unless it is called safe; abstaining blocks. The curves use fewer samples, and the exact bounds that these give,
-so they understate what is certified.
+train.jsonl that no bundled filter was trained on (45 harmful, 31 safe): the setting that certifies most of the
+harmful ones against 5 inserted words, with at most 5 % of the safe ones blocked. It then answers the paper's 120
+harmful and 118 safe test prompts: asked for 5 words, where it stops early, and with a fixed 10,000 samples. A safe
+prompt counts as blocked unless it is called safe; abstaining blocks. The curves use fewer samples, and the exact
+bounds that these give, so they understate what is certified. The rule of choice was settled after results on the test
+prompts had been seen: read these figures as somewhat optimistic.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.tasks.common import Table, Task, arguments, finish, percent
 from promptguard import load_filter, load_mode, load_units
-from promptguard.certify.erase_and_check import EraseAndCheck
+from promptguard.certify.erase_and_check import MAX_CHECKS, EraseAndCheck
 from promptguard.evaluate.prompts import Prompt
 from promptguard.evaluate.report import rank, read_run, write_report
 from promptguard.evaluate.report.cohorts import Entry
@@ -44,7 +44,10 @@ RUNS: dict[str, tuple[str, str, float]] = {
 def subject(filter_: str, kind: str, budget: float) -> Subject:
     """Erase-and-check as shipped: its threshold and its limits."""
     chosen = load_filter(filter_, screen="bfloat16") if filter_ == "minilm" else load_filter(filter_)
-    certifier = EraseAndCheck(chosen, load_mode(kind, budget), load_units("word"), early_stop=False)
+    # With a limit of checks, a certificate of enumerated suffixes ends where attacked texts meet the limit.
+    limit = None if math.isinf(budget) else MAX_CHECKS
+    mode, words = load_mode(kind, budget), load_units("word")
+    certifier = EraseAndCheck(chosen, mode, words, early_stop=False, max_checks=limit)
     shown = "unlimited" if math.isinf(budget) else budget
     return Subject.of(certifier, "erase", {"mode": kind, "max_erase": shown, "unit": "word"})
 
