@@ -60,6 +60,11 @@ def section(name: str, arguments: str) -> Iterator[str]:
     yield f"```\npython -m benchmarks.{name} {arguments}".rstrip() + "\n```"
     tables = [table for table in module.tables(HERE / "results") if table.rows]
     yield from (table.markdown() for table in tables)
+    if figure := getattr(module, "FIGURE", None):
+        dark, light = (f"results/{figure}-{scheme}.png" for scheme in ("dark", "light"))
+        source = f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        shown = f'<img alt="{module.TITLE}: certified recall, false positives, time" src="{light}">'
+        yield f"<picture>{source}{shown}</picture>"
     if not tables:
         yield "No rows are committed."
 

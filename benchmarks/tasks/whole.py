@@ -24,6 +24,7 @@ from promptguard.evaluate.subject import Subject
 
 NAME = "whole"
 TITLE = "The bundled filters on bench.jsonl"
+FIGURE = "whole/ranking/figures/ranking-1"
 # run -> (filter, mode, budget)
 RUNS: dict[str, tuple[str, str, float]] = {
     "minilm-plain": ("minilm", "suffix", 0),
