@@ -39,13 +39,13 @@ SECTIONS = {
     "tasks.text_smoothing": "DATA --filter bag",
     "tasks.empirical": "DATA --limit 60 --lengths 4 10 20",
     "tasks.roc": "DATA --limit 60",
-    "tasks.falsified": "DATA --prompts 5",
+    "tasks.falsified": "DATA --prompts 3 --queries 20",
     "tasks.suffixes": "DATA",
     "tasks.whole": "DATA",
     "wrap_templates": "DATA/bench.jsonl --attacks DATA/attacks.jsonl --limit 2 --safe 1 --out ROWS",
     "one_pass": "--repeats 15 --threads 1 --out ROWS",
     "judge_positions": "--repeats 3 --out ROWS",
-    "speed": "DATA/bench.jsonl --prompts 20 --out ROWS",
+    "speed": "DATA/bench.jsonl --prompts 4 --threads 1 --out ROWS",
     "garak": "run --python .venv-garak/bin/python --probes suffix.GCGCached donotanswer.MaliciousUses "
     "badchars.BadCharacters --out runs/garak",
 }
