@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from promptguard.certify.any_of import AnyOf
-from promptguard.certify.empirical import RandEC
 from promptguard.certify.erase_and_check import EraseAndCheck
 from promptguard.erase import load_mode
 from promptguard.errors import FilterError, InvalidArgument
@@ -26,7 +25,7 @@ from promptguard.evaluate.prompts import Prompt, read_prompts
 from promptguard.evaluate.subject import Row, Subject, prompt_seed
 from promptguard.score import as_filter, load_filter
 from promptguard.score.callables import CallableFilter
-from promptguard.types import Filter
+from promptguard.types import Filter, Label, Verdict
 from promptguard.units import Words
 
 PROMPTS = [
@@ -46,10 +45,19 @@ def subject(filter_: Filter | None = None, settings: dict[str, int] | None = Non
     return Subject.of(certifier, "erase", dict(settings or {}))
 
 
+class Draws:
+    """A certifier whose answer is what it draws."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+
+    def certify(self, x: str) -> Verdict:
+        return Verdict(Label.SAFE, self.rng.random(), 2.0, 1, 1)
+
+
 def randomised(seed: int) -> Subject:
     rng = random.Random(seed)
-    certifier = RandEC(load_filter("keyword:bomb"), load_mode("suffix", 2), Words(), 0.5, rng=rng)
-    return Subject.of(certifier, "rand-ec", {}, rng=rng, seed=seed)
+    return Subject.of(Draws(rng), "draws", {}, rng=rng, seed=seed)
 
 
 def measure(folder: Path, prompts: list[Prompt], settings: dict[str, int] | None = None) -> list[Row]:
@@ -164,6 +172,7 @@ def test_seeds_belong_to_prompts_not_to_their_order(tmp_path: Path) -> None:
     back = run(randomised(7), PROMPTS[::-1], tmp_path / "b")
     other = run(randomised(8), PROMPTS, tmp_path / "c")
     assert timeless(rows) == timeless(back[::-1])
+    assert len({row["score"] for row in rows}) == len(rows)
     assert [row["seed"] for row in rows] == [prompt_seed(7, prompt.id) for prompt in PROMPTS]
     assert [row["seed"] for row in rows] != [row["seed"] for row in other]
 

@@ -1,7 +1,8 @@
 """ROC of the empirical defences over their share of compute, as the paper draws it.
 
 The paper sweeps the share of compute of a defence, at a fixed threshold, over 120 attacked harmful prompts (GCG) and
-120 safe ones. `empirical.py` measures the harmful side; here the safe side is added, at the same settings.
+120 safe ones. `empirical.py` measures the harmful side; here the safe side is added, at the same settings. Ours are of
+as many prompts as the command's limit says.
 """
 
 from __future__ import annotations

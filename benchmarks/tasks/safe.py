@@ -54,7 +54,7 @@ def tables(results: Path) -> list[Table]:
         ]
         lines = [
             ["minilm: allowed, %", *(percent(passed(rows)) for rows in runs.values())],
-            ["minilm: seconds a prompt (2 CPU cores)", *(seconds(rows) for rows in runs.values())],
+            ["minilm: seconds a prompt (one CPU thread, busy machine)", *(seconds(rows) for rows in runs.values())],
             ["erasures a prompt", *checks],
         ]
         if sweep == "two blocks":

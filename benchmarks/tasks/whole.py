@@ -92,7 +92,10 @@ def tables_of(folder: Path) -> list[Table]:
     first = next(iter(entries.values())).overall
     heads = ["filter", "against", f"blocked, of {first.harmful} harmful", "certified"]
     heads += [f"blocked, of {first.safe} safe", "refused", "checks, p50 / p95", "ms, p50 / p95"]
-    note = "Blocked: flagged or refused. Refused (harmful + safe): texts with more erasures than the limits allow."
+    note = (
+        "Blocked: flagged or refused. Refused (harmful + safe): texts with more erasures than the limits allow. Times: "
+        "two threads or one, beside other work; they show the order of magnitude and are no comparison of filters."
+    )
     found = [Table("At the shipped thresholds, percent", heads, own, note)]
     return [*found, rates_table(runs, entries), *sources_table(runs)]
 
