@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 _LAZY = {
-    "Threat": "types",
+    "Threat": "threat",
     "Certificate": "types",
     "Verdict": "types",
     "Label": "types",

@@ -6,11 +6,16 @@ answers for x with a `Verdict`; a "harmful" one may carry a `Certificate`: which
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
+
+from typing_extensions import TypeVar
+
+from promptguard.threat import L2, Threat
+
+X_contra = TypeVar("X_contra", default=str, contravariant=True)
 
 
 class Label(StrEnum):
@@ -21,54 +26,6 @@ class Label(StrEnum):
     ABSTAIN = "abstain"
 
 
-_HOW = {  # what an attack of a kind does to units, for `Threat.describe`
-    "suffix": "appended",
-    "infusion": "inserted anywhere, one by one",
-    "wrap": "put before and after",
-    "wrap-boundary": "put before (ending with a mark or a line break) and after",
-    "deletion": "deleted",
-    "substitution": "replaced, one for one",
-    "edit": "inserted, deleted or replaced",
-    "synonym": "replaced by their synonyms",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Threat:
-    """What an attacker may do to a prompt.
-
-    Attributes:
-        kind: what is done, for instance "suffix", "insertion", "infusion", "deletion", "substitution" or "edit".
-        budget: units that may be added or changed; in each block for insertion. `math.inf` is unlimited.
-        unit: what the budget counts, for instance "char", "word" or "token:<digest>".
-        blocks: contiguous blocks that insertion may add; 1 elsewhere.
-        max_prompt: units that the attacked prompt may have; None is any number.
-    """
-
-    kind: str
-    budget: float
-    unit: str
-    blocks: int = 1
-    max_prompt: int | None = None
-
-    def describe(self) -> str:
-        """The threat in words, for instance "up to 20 words appended"."""
-        amount = "any number of" if math.isinf(self.budget) else f"up to {self.budget}"
-        kind = self.unit.partition(":")[0]
-        unit = {"char": "character", "word": "whole word"}.get(kind, kind) + ("" if self.budget == 1 else "s")
-        if self.kind == "insertion":
-            blocks, each = ("one block", "") if self.blocks == 1 else (f"up to {self.blocks} blocks", " each")
-            return f"{blocks} of {amount} {unit}{each} inserted anywhere"
-        prompt = "" if self.max_prompt is None else f", around a prompt of at most {self.max_prompt}"
-        return f"{amount} {unit} {_HOW.get(self.kind, f'({self.kind})')}{prompt}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form; an unlimited budget is written "unlimited"."""
-        budget = "unlimited" if math.isinf(self.budget) else int(self.budget)
-        found = {"kind": self.kind, "budget": budget, "unit": self.unit, "blocks": self.blocks}
-        return found if self.max_prompt is None else found | {"max_prompt": self.max_prompt}
-
-
 @dataclass(frozen=True, slots=True)
 class Certificate:
     """No text that `threat` reaches from the checked text changes the label, with at least `confidence`.
@@ -77,7 +34,7 @@ class Certificate:
     with the threshold and settings in `assumes`. It says nothing about other filters or other edits.
 
     Attributes:
-        label: the label that cannot change; only HARMFUL is certified.
+        label: the label that cannot change. Of texts only HARMFUL is certified; of images any class.
         threat: what may be done to the checked text from here on.
         method: the certifier, for instance "erase-and-check".
         confidence: probability that it is true; 1.0 unless sampled: then of the smoothed label, see `assumes`.
@@ -86,7 +43,7 @@ class Certificate:
         degraded: True when a limit of checks made `threat` smaller than what was asked for.
     """
 
-    label: Label
+    label: Label | int
     threat: Threat
     method: str
     confidence: float
@@ -97,10 +54,12 @@ class Certificate:
     def sentence(self) -> str:
         """The exact meaning in one sentence."""
         sure = f" with probability at least {self.confidence!r}, or a run abstains" if self.confidence < 1 else ""
+        what = self.threat.unit if self.threat.kind == L2 else "text"
+        stays = f"stays {self.label}" if isinstance(self.label, Label) else f"stays in class {self.label}"
         if self.threat.budget == 0:
-            return f"This very text stays {self.label}{sure}; nothing may be added or changed ({self.method})."
+            return f"This very {what} {stays}{sure}; nothing may be added or changed ({self.method})."
         less = " A limit of checks made this less than was asked for." if self.degraded else ""
-        return f"With {self.threat.describe()}, this text stays {self.label}{sure} ({self.method}).{less}"
+        return f"With {self.threat.describe()}, this {what} {stays}{sure} ({self.method}).{less}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -139,7 +98,7 @@ class Verdict:
     """A certifier's answer for one text.
 
     Attributes:
-        label: HARMFUL, SAFE or ABSTAIN.
+        label: HARMFUL, SAFE or ABSTAIN; of an image the index of its class, or ABSTAIN.
         score: the largest filter score seen; the maximum over all erasures unless the certifier stopped early. For
             sampled methods the share of noised texts that are flagged.
         threshold: what the score is held against.
@@ -152,7 +111,7 @@ class Verdict:
         parts: the verdicts that this one was made of, in order; empty unless a certifier composes others.
     """
 
-    label: Label
+    label: Label | int
     score: float
     threshold: float
     calls: int
@@ -288,10 +247,10 @@ class Filter(Protocol):
         ...
 
 
-class Certifier(Protocol):
-    """The one interface: a text (or tensor) in, a `Verdict` out."""
+class Certifier(Protocol[X_contra]):
+    """The one interface: a text in, or a tensor for `Certifier[torch.Tensor]`, and a `Verdict` out."""
 
-    def certify(self, x: str) -> Verdict:
+    def certify(self, x: X_contra) -> Verdict:
         """Check x.
 
         Raises:

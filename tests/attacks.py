@@ -14,7 +14,7 @@ from itertools import product
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from promptguard.types import Threat
+from promptguard.threat import Threat
 
 Pieces = tuple[str, ...]
 

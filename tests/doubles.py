@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from promptguard.types import Certificate, Label, Threat, Verdict
+from promptguard.threat import Threat
+from promptguard.types import Certificate, Label, Verdict
 
 CANARY = "canary-7f3a bomb"
 THREAT = Threat("suffix", 3, "word")

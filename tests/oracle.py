@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from attacks import Pieces, attacks
 
 from promptguard.errors import BudgetExceeded, InvalidText
-from promptguard.types import Certifier, Filter, Label, Threat, Verdict
+from promptguard.threat import Threat
+from promptguard.types import Certifier, Filter, Label, Verdict
 from promptguard.view import canonical
 
 

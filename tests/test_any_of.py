@@ -24,7 +24,8 @@ from promptguard.erase import load_mode
 from promptguard.errors import BudgetExceeded, EmptyText, FilterError, InvalidArgument, InvalidText, TextTooLong
 from promptguard.guard import Guard, Policy, Reason
 from promptguard.guard.policy import Action
-from promptguard.types import Certificate, Certifier, Filter, Label, Threat, Units, Verdict
+from promptguard.threat import Threat
+from promptguard.types import Certificate, Certifier, Filter, Label, Units, Verdict
 from promptguard.units import Chars, Words
 
 ABSTAINS = Verdict(Label.ABSTAIN, math.nan, 0.5, calls=1, checks=1)

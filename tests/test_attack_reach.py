@@ -12,7 +12,7 @@ import pytest
 from promptguard.attack.reach import Reach
 from promptguard.erase import load_mode
 from promptguard.errors import EmptyText, InvalidArgument, UnsupportedThreat
-from promptguard.types import Threat
+from promptguard.threat import Threat
 from promptguard.units import Tokens, load_units
 from promptguard.view import canonical
 

@@ -27,7 +27,8 @@ from promptguard.errors import (
     PromptGuardError,
     UnsupportedThreat,
 )
-from promptguard.types import Certifier, Label, Threat
+from promptguard.threat import Threat
+from promptguard.types import Certifier, Label
 from promptguard.units import Chars, Words
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from promptguard.erase import MODES, load_mode
 from promptguard.errors import InvalidArgument, UnknownName
-from promptguard.types import EraseMode, Erasure, Threat
+from promptguard.threat import Threat
+from promptguard.types import Certificate, EraseMode, Erasure
 
 KINDS = [("suffix", 1), ("insertion", 1), ("insertion", 2), ("insertion", 3), ("infusion", 1)]
 SMALL = [(kind, blocks, budget) for kind, blocks in KINDS for budget in range(5)]
@@ -259,3 +260,11 @@ def test_threats_are_written_in_words_and_numbers() -> None:
     assert Threat("suffix", 1, "char").describe() == "up to 1 character appended"
     assert "unlimited" in Threat("suffix", math.inf, "char").to_dict()["budget"]
     assert "2 blocks of up to 3 whole words" in Threat("insertion", 3, "word", 2).describe()
+
+
+def test_an_l2_threat_keeps_its_fraction() -> None:
+    threat = Threat("l2", 0.25, "image")
+    assert threat.describe() == "any change of the image of Euclidean norm at most 0.25"
+    assert threat.to_dict() == {"kind": "l2", "budget": 0.25, "unit": "image", "blocks": 1}
+    certificate = Certificate(3, threat, "smoothing", 0.999, "f")
+    assert "this image stays in class 3 with probability at least 0.999" in certificate.sentence()

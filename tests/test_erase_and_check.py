@@ -26,7 +26,8 @@ from promptguard.errors import (
     TextTooLong,
 )
 from promptguard.score import as_filter
-from promptguard.types import Label, Threat, Units
+from promptguard.threat import Threat
+from promptguard.types import Label, Units
 from promptguard.units import Chars, Words
 from promptguard.view import canonical
 

@@ -21,7 +21,7 @@ from promptguard.evaluate.garak import Evaluation, compare, read_report
 from promptguard.guard import Guard, Policy
 from promptguard.middleware import garak
 from promptguard.middleware.garak import ALLOWED, BLOCKED, guard_of, target
-from promptguard.types import Threat
+from promptguard.threat import Threat
 
 ROOT = Path(__file__).parents[1]
 GARAK = Path(os.environ.get("PGUARD_GARAK_PYTHON") or ROOT / ".venv-garak" / "bin" / "python")

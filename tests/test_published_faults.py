@@ -19,7 +19,8 @@ from test_units import byte_level, installed, metaspace, wordpiece, wrapped
 from promptguard.certify.empirical import RandEC
 from promptguard.certify.erase_and_check import EraseAndCheck
 from promptguard.erase import load_mode
-from promptguard.types import Certificate, Filter, Label, Threat
+from promptguard.threat import Threat
+from promptguard.types import Certificate, Filter, Label
 from promptguard.units import Chars, Tokens, Words
 
 FAMILIES: dict[str, Callable[[], Any]] = {
@@ -68,7 +69,7 @@ def published_insertion(family: str, text: str, budget: int) -> list[str]:
 
 def ours(
     filter_: Filter, text: str, kind: str, budget: int, units: Any, *, max_checks: int | None = None
-) -> tuple[Label, Certificate | None]:
+) -> tuple[Label | int, Certificate | None]:
     verdict = EraseAndCheck(filter_, load_mode(kind, budget), units, max_checks=max_checks).certify(text)
     return verdict.label, verdict.certificate
 

@@ -28,7 +28,8 @@ from promptguard.certify.uniform_smoothing import UniformSmoothing
 from promptguard.errors import EmptyText, FilterError, InvalidArgument, InvalidText, TextTooLong, UnsupportedThreat
 from promptguard.guard import Guard
 from promptguard.stats import lower_bound
-from promptguard.types import Certifier, Filter, Label, Threat, Units
+from promptguard.threat import Threat
+from promptguard.types import Certifier, Filter, Label, Units
 from promptguard.units import Chars, Words
 from promptguard.view import canonical
 

@@ -21,7 +21,8 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 from promptguard.certify.erase_and_check import EraseAndCheck
 from promptguard.erase import load_mode
 from promptguard.errors import BudgetExceeded
-from promptguard.types import Filter, Label, Threat, Units
+from promptguard.threat import Threat
+from promptguard.types import Filter, Label, Units
 from promptguard.units import Chars, Tokens, Words
 from promptguard.view import canonical
 

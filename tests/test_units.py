@@ -18,7 +18,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from promptguard.errors import InvalidArgument, UnknownName, UnsupportedThreat
-from promptguard.types import Threat, Units
+from promptguard.threat import Threat
+from promptguard.types import Units
 from promptguard.units import Chars, Tokens, Words, load_units
 from promptguard.view import canonical
 

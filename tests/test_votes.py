@@ -17,7 +17,8 @@ from promptguard.certify.erase_and_check import EraseAndCheck
 from promptguard.certify.truncation_votes import TruncationVotes
 from promptguard.erase import load_mode
 from promptguard.errors import EmptyText, InvalidArgument, InvalidText, TextTooLong
-from promptguard.types import Label, Threat, Units, Verdict
+from promptguard.threat import Threat
+from promptguard.types import Label, Units, Verdict
 from promptguard.units import Chars, Words
 from promptguard.view import canonical
 

@@ -21,7 +21,8 @@ from promptguard.erase import load_mode
 from promptguard.erase.suffix import Suffix
 from promptguard.erase.wrap import Wrap
 from promptguard.errors import BudgetExceeded, FilterError, InvalidArgument, InvalidText, TextTooLong
-from promptguard.types import EraseMode, Erasure, Label, Threat
+from promptguard.threat import Threat
+from promptguard.types import EraseMode, Erasure, Label
 from promptguard.units import Chars, Words
 from promptguard.view import canonical, prefix_views
 

@@ -32,7 +32,8 @@ from promptguard.evaluate.prompts import Prompt
 from promptguard.evaluate.report import Rate
 from promptguard.evaluate.subject import Row, Subject
 from promptguard.guard.default import default_certifier
-from promptguard.types import Filter, Threat
+from promptguard.threat import Threat
+from promptguard.types import Filter
 
 NAME = "empirical"
 TITLE = "GCG attacks: without guard, and with each certifier"

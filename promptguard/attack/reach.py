@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from promptguard.certify.pieces import Pieces
 from promptguard.erase.budget import checked
 from promptguard.errors import InvalidArgument, UnsupportedThreat
-from promptguard.types import Threat, Units
+from promptguard.threat import Threat
+from promptguard.types import Units
 from promptguard.view import canonical, check_text, kinds
 
 MAX_ADDED = 40

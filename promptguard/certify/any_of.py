@@ -19,7 +19,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from promptguard.errors import FilterError, InvalidArgument, InvalidText, PromptGuardError, discreetly
-from promptguard.types import Certificate, Certifier, Label, Threat, Verdict
+from promptguard.threat import Threat
+from promptguard.types import Certificate, Certifier, Label, Verdict
 
 
 class AnyOf:

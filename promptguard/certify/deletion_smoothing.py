@@ -37,7 +37,8 @@ import numpy as np
 
 from promptguard.certify.smoothing import Sampling, Smoothed, rounded_up
 from promptguard.errors import InvalidArgument, UnsupportedThreat
-from promptguard.types import Filter, Threat, Units, Verdict
+from promptguard.threat import Threat
+from promptguard.types import Filter, Units, Verdict
 
 _Need = Callable[[float, float], float]
 

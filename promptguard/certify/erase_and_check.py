@@ -29,7 +29,8 @@ from promptguard.certify.found import Settings
 from promptguard.certify.pieces import Pieces
 from promptguard.certify.ways import cheapest
 from promptguard.errors import BudgetExceeded, InvalidArgument, InvalidText, PromptGuardError, TextTooLong
-from promptguard.types import Certificate, EraseMode, Erasure, Filter, Label, Threat, Units, Verdict, Witness
+from promptguard.threat import Threat
+from promptguard.types import Certificate, EraseMode, Erasure, Filter, Label, Units, Verdict, Witness
 from promptguard.view import VIEW, check_text
 
 MAX_CHECKS = 10_000

@@ -38,7 +38,8 @@ from promptguard.certify.scoring import score_all
 from promptguard.certify.tally import AtRadius, Flags, Largest, Settings, Tally
 from promptguard.errors import InvalidArgument, TextTooLong
 from promptguard.stats import fewest_trials, trials_needed
-from promptguard.types import Certificate, Filter, Label, Threat, Units, Verdict
+from promptguard.threat import Threat
+from promptguard.types import Certificate, Filter, Label, Units, Verdict
 from promptguard.view import VIEW, canonical, check_text
 
 _SEED_BITS = 256

@@ -26,7 +26,8 @@ from promptguard.capabilities import PrefixFilter
 from promptguard.certify.pieces import Pieces
 from promptguard.certify.scoring import prefixes_all, score_all
 from promptguard.errors import InvalidArgument, TextTooLong
-from promptguard.types import Certificate, Filter, Label, Threat, Units, Verdict, Witness
+from promptguard.threat import Threat
+from promptguard.types import Certificate, Filter, Label, Units, Verdict, Witness
 from promptguard.view import VIEW, check_text, prefix_views
 
 MAX_CHARS = 100_000

@@ -25,7 +25,8 @@ import numpy.typing as npt
 
 from promptguard.certify.smoothing import Sampling, Smoothed, fingerprint, rounded_up
 from promptguard.errors import InvalidArgument, UnsupportedThreat
-from promptguard.types import Filter, Threat, Units, Verdict
+from promptguard.threat import Threat
+from promptguard.types import Filter, Units, Verdict
 from promptguard.view import canonical
 
 _KIND = "substitution"

@@ -31,7 +31,7 @@ from promptguard.errors import InvalidArgument
 from promptguard.evaluate.calibrate import SafeTexts, read_safe_texts
 from promptguard.evaluate.calibrate import calibrate as calibrated
 from promptguard.evaluate.calibration import Calibration
-from promptguard.types import Threat
+from promptguard.threat import Threat
 
 
 def _refuse_to_overwrite(path: Path) -> None:

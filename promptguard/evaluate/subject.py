@@ -10,7 +10,8 @@ from typing import Any, Self
 
 from promptguard.errors import FilterError, PromptGuardError
 from promptguard.evaluate.prompts import Prompt
-from promptguard.types import Certifier, Label, Threat, Verdict
+from promptguard.threat import Threat
+from promptguard.types import Certifier, Label, Verdict
 
 Row = dict[str, Any]
 

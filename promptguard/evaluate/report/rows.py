@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from promptguard.errors import InvalidArgument
-from promptguard.types import Threat
+from promptguard.threat import Threat
 
 FORMAT = 2
 Finite = Annotated[float, Field(allow_inf_nan=False)]
