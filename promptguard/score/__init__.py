@@ -7,6 +7,8 @@ command line. Importing this package costs nothing: torch and transformers load 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +22,7 @@ KINDS = {
     "callable": "promptguard.score.callables:CallableFilter",
     "keyword": "promptguard.score.keyword:KeywordFilter",
     "hf": "promptguard.score.hf:HFFilter",
+    "onnx": "promptguard.score.onnx:OnnxFilter",
     "screened": "promptguard.score.screen:ScreenedFilter",
     "causal": "promptguard.score.causal:CausalFilter",
     "bundled": "promptguard.score.bundled:load_bundled",
@@ -67,7 +70,8 @@ def load_filter(
     Args:
         spec: the name of a bundled filter, `keyword:word,word`, a path to a folder with a sequence classifier, or the
             id of one on the hub (`org/name`). A bundled name wins over a folder of that name: write `./name`.
-            `causal:<folder or hub id>` is a causal classifier, of which one pass scores every prefix.
+            `causal:<folder or hub id>` is a causal classifier, of which one pass scores every prefix. `onnx:<folder>`
+            is a classifier exported to ONNX, another filter than the one it came from.
             `judge:<folder or hub id>` is a chat model asked for a verdict; `remote:<url>#<model>` is one behind an
             OpenAI-compatible endpoint, its key, if it wants one, in the environment variable PROMPTGUARD_API_KEY. Third
             parties' kinds (entry point group `promptguard.score`) are called with (spec, threshold=threshold) for
@@ -88,47 +92,85 @@ def load_filter(
         WeightsError: weights are missing, pickled, or not what their digest says.
         MissingDependency: the base model of a bundled filter is not installed.
     """
-    filter_ = _load(spec, threshold=threshold, label=label, family=family, device=device, dtype=dtype)
+    filter_ = _load(spec, _Options(threshold, label, family, device, dtype))
     return filter_ if screen is None else cast(Filter, _kind("screened").of(filter_, screen))
 
 
-def _load(
-    spec: str,
-    *,
-    threshold: float | None,
-    label: str | int | Sequence[str | int] | None,
-    family: str | None,
-    device: str,
-    dtype: str,
-) -> Filter:
-    labelled = label is not None or family is not None
-    if spec.startswith("keyword:"):
-        if labelled:
-            raise InvalidArgument("a keyword filter has no labels: drop label and family")
-        words = [word for word in spec.removeprefix("keyword:").split(",") if word.strip()]
-        return cast(Filter, _kind("keyword")(words, threshold=0.5 if threshold is None else threshold))
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What `load_filter` was told beside the name."""
+
+    threshold: float | None
+    label: str | int | Sequence[str | int] | None
+    family: str | None
+    device: str
+    dtype: str
+
+    @property
+    def labelled(self) -> bool:
+        return self.label is not None or self.family is not None
+
+
+def _load(spec: str, told: _Options) -> Filter:
     name, _, rest = spec.partition(":")
-    if name in {"judge", "remote"}:
-        if label is not None:
-            raise InvalidArgument("a judge's verdicts are those of its family: drop label")
-        if name == "remote":
-            return cast(Filter, _kind("remote").load(rest, family=family, threshold=threshold))
-        return cast(Filter, _kind("judge").load(rest, family=family, threshold=threshold, device=device, dtype=dtype))
+    if name in _PREFIXED and name != spec:
+        return _PREFIXED[name](rest, told)
     if name not in KINDS and name in names(KINDS, GROUP):  # a third party's kind reads the rest of spec itself
-        return cast(Filter, _kind(name)(spec, threshold=threshold))
+        return cast(Filter, _kind(name)(spec, threshold=told.threshold))
     if spec in bundled_names():
-        if labelled:
+        if told.labelled:
             raise InvalidArgument("a bundled filter knows its harmful label: drop label and family")
-        return cast(Filter, _kind("bundled")(spec, threshold=threshold, device=device, dtype=dtype))
-    kind, where = ("causal", rest) if name == "causal" else ("hf", spec)
+        return cast(Filter, _kind("bundled")(spec, threshold=told.threshold, device=told.device, dtype=told.dtype))
+    return _classifier("hf", spec, told)
+
+
+def _keyword(rest: str, told: _Options) -> Filter:
+    if told.labelled:
+        raise InvalidArgument("a keyword filter has no labels: drop label and family")
+    words = [word for word in rest.split(",") if word.strip()]
+    return cast(Filter, _kind("keyword")(words, threshold=0.5 if told.threshold is None else told.threshold))
+
+
+def _judge(rest: str, told: _Options) -> Filter:
+    _refuse_label(told)
+    options = {"threshold": told.threshold, "device": told.device, "dtype": told.dtype}
+    return cast(Filter, _kind("judge").load(rest, family=told.family, **options))
+
+
+def _remote(rest: str, told: _Options) -> Filter:
+    _refuse_label(told)
+    return cast(Filter, _kind("remote").load(rest, family=told.family, threshold=told.threshold))
+
+
+def _refuse_label(told: _Options) -> None:
+    if told.label is not None:
+        raise InvalidArgument("a judge's verdicts are those of its family: drop label")
+
+
+def _onnx(rest: str, told: _Options) -> Filter:
+    if (told.device, told.dtype) != ("cpu", "float32"):
+        raise InvalidArgument("an ONNX filter runs on the cpu in the precision of its file: drop device and dtype")
+    return cast(Filter, _kind("onnx").load(rest, label=told.label, family=told.family, threshold=told.threshold))
+
+
+def _classifier(kind: str, where: str, told: _Options) -> Filter:
     if Path(where).is_dir() or paths.is_hub_id(where):
-        options: dict[str, Any] = {"label": label, "family": family, "device": device, "dtype": dtype}
-        return cast(Filter, _kind(kind).load(where, threshold=threshold, **options))
+        options: dict[str, Any] = {"label": told.label, "family": told.family, "device": told.device}
+        return cast(Filter, _kind(kind).load(where, threshold=told.threshold, dtype=told.dtype, **options))
     raise UnknownName(
-        f"unknown filter {spec!r}: bundled are {', '.join(bundled_names()) or 'none'}; other forms are "
+        f"unknown filter {where!r}: bundled are {', '.join(bundled_names()) or 'none'}; other forms are "
         "keyword:word,word, a path to a model folder, a hub id such as org/name, causal:<folder or hub id>, "
-        "judge:<folder or hub id> and remote:<url>#<model>"
+        "onnx:<folder>, judge:<folder or hub id> and remote:<url>#<model>"
     )
+
+
+_PREFIXED: dict[str, Callable[[str, _Options], Filter]] = {
+    "keyword": _keyword,
+    "judge": _judge,
+    "remote": _remote,
+    "onnx": _onnx,
+    "causal": partial(_classifier, "causal"),
+}
 
 
 def bundled_names() -> list[str]:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from promptguard.errors import FilterError, InvalidArgument, discreetly
-from promptguard.score.families import Activation
 from promptguard.score.introspect import default_guard_band, model_digest, refuse_quantised
 from promptguard.score.labels import Readout
 
@@ -59,10 +58,7 @@ class Classifier:
         """
         if not bool(torch.isfinite(logits).all()):
             raise FilterError(f"the model of filter {self.name} gave logits that are not finite: check its weights")
-        exact = logits.cpu().double()
-        if self.readout.activation is Activation.SIGMOID:
-            return torch.sigmoid(exact[:, self.readout.harmful]).amax(dim=1)
-        return torch.softmax(exact, dim=1)[:, self.readout.harmful].sum(dim=1)
+        return self.readout.harm(logits)
 
     def refuse_training(self) -> None:
         """Dropout makes a score random, and a model in training may have other weights than its digest says.

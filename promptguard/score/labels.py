@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from promptguard.errors import InvalidArgument, LabelError
 from promptguard.score import families
 from promptguard.score.families import Activation, Family
@@ -26,6 +28,13 @@ class Readout:
 
     harmful: tuple[int, ...]
     activation: Activation
+
+    def harm(self, logits: torch.Tensor) -> torch.Tensor:
+        """Finite logits of shape (batch, labels) to float64 harm scores in [0, 1] of shape (batch,)."""
+        exact = logits.cpu().double()
+        if self.activation is Activation.SIGMOID:
+            return torch.sigmoid(exact[:, self.harmful]).amax(dim=1)
+        return torch.softmax(exact, dim=1)[:, self.harmful].sum(dim=1)
 
 
 def readout(
