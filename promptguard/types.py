@@ -40,7 +40,8 @@ class Certificate:
         confidence: probability that it is true; 1.0 unless sampled: then of the smoothed label, see `assumes`.
         filter: digest of the filter.
         assumes: the conditions under which it holds, in words.
-        degraded: True when a limit of checks made `threat` smaller than what was asked for.
+        degraded: True when a limit of checks or time made `threat` smaller than what was asked for.
+        may_abstain: True when a time budget may end a check: an attacked text then keeps the label or gets ABSTAIN.
     """
 
     label: Label | int
@@ -50,10 +51,12 @@ class Certificate:
     filter: str
     assumes: tuple[str, ...] = ()
     degraded: bool = False
+    may_abstain: bool = False
 
     def sentence(self) -> str:
         """The exact meaning in one sentence."""
-        sure = f" with probability at least {self.confidence!r}, or a run abstains" if self.confidence < 1 else ""
+        sure = f" with probability at least {self.confidence!r}" if self.confidence < 1 else ""
+        sure += ", or a run abstains" if self.confidence < 1 or self.may_abstain else ""
         what = self.threat.unit if self.threat.kind == L2 else "text"
         stays = f"stays {self.label}" if isinstance(self.label, Label) else f"stays in class {self.label}"
         if self.threat.budget == 0:
@@ -71,6 +74,7 @@ class Certificate:
             "filter": self.filter,
             "assumes": list(self.assumes),
             "degraded": self.degraded,
+            "may_abstain": self.may_abstain,
         }
 
 
@@ -107,7 +111,7 @@ class Verdict:
         threat: the attacks that this procedure undoes; smaller than asked for when `degraded`.
         certificate: what cannot change, or None.
         witness: the cheapest erasure that is flagged beyond the guard band, else the cheapest flagged, or None.
-        degraded: True when a limit of checks cut the erasures short.
+        degraded: True when a limit of checks or time cut the erasures short.
         parts: the verdicts that this one was made of, in order; empty unless a certifier composes others.
     """
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import takewhile
 
 from promptguard.capabilities import BoundedFilter
-from promptguard.certify.found import Found, Settings
+from promptguard.certify.found import Batching, Found, Settings
 from promptguard.certify.pieces import Pieces
 from promptguard.certify.scoring import bounds_all, exact_all, score_all
 from promptguard.errors import InvalidArgument
@@ -22,6 +22,7 @@ _BATCH_CHARS = 65_536
 _REMEMBERED = 100_000  # texts; a duplicate that is met after more of them is scored again
 _OPEN = 4_096  # erasures whose bounds are compared before the best of them are scored
 _FIRST_SCORED = 8
+_EXACT_WORK = 3  # times that of a bound, for a time budget: a little more than in bfloat16 against float32
 
 
 class Enumerate:
@@ -43,15 +44,12 @@ class Enumerate:
         found, settings = Found(), self._settings
         total = mode.count(len(pieces)) if settings.progress else 0
         seen: set[str] = set()
-        erasures = mode.erasures(len(pieces))
-        size = _first_size(pieces, settings)
-        while batch := list(islice(erasures, size)):
+        for batch in settings.pace.batches(found, mode.erasures(len(pieces)), _batching(pieces, settings)):
             self._score(pieces, batch, seen, found)
             if settings.progress:
                 settings.progress(found.checks, total)
             if settings.early_stop and found.sure:
                 break
-            size = _batch_size(pieces, settings)
         return found
 
     def _score(self, pieces: Pieces, batch: list[Erasure], seen: set[str], found: Found) -> None:
@@ -106,9 +104,7 @@ class Screen:
         total = mode.count(len(pieces)) if settings.progress else 0
         seen: set[str] = set()
         waiting: list[_Bounded] = []
-        erasures = mode.erasures(len(pieces))
-        size = _first_size(pieces, settings)
-        while batch := list(islice(erasures, size)):
+        for batch in settings.pace.batches(found, mode.erasures(len(pieces)), _batching(pieces, settings)):
             waiting += self._flag(pieces, self._bound(pieces, batch, seen, found), found)
             if settings.progress:
                 settings.progress(found.checks, total)
@@ -117,7 +113,6 @@ class Screen:
             if len(waiting) >= _OPEN:
                 self._raise(pieces, waiting, found)
                 waiting = []
-            size = _batch_size(pieces, settings)
         self._raise(pieces, waiting, found)
         return found
 
@@ -146,12 +141,16 @@ class Screen:
 
     def _raise(self, pieces: Pieces, waiting: list[_Bounded], found: Found) -> None:
         """Score in descending order of the bounds until the next one is no larger than the best score."""
-        waiting = sorted(waiting, key=lambda one: -one.bound)
-        size = _FIRST_SCORED
-        while above := [one for one in waiting[:size] if one.bound > found.best]:
-            self._score(pieces, above, found)
-            waiting = waiting[size:]
-            size = min(2 * size, self._settings.batch_size)
+        above = takewhile(lambda one: one.bound > found.best, sorted(waiting, key=lambda one: -one.bound))
+        how: Batching[_Bounded] = Batching(
+            work=lambda one: _EXACT_WORK * _work(pieces, one.erasure),
+            cost=lambda _: math.inf,  # the bounds have shown already that none of these is flagged
+            first=_FIRST_SCORED,
+            most=self._settings.batch_size,
+            growth=2,
+        )
+        for batch in self._settings.pace.batches(found, above, how):
+            self._score(pieces, batch, found)
 
     def _score(self, pieces: Pieces, batch: Sequence[_Bounded], found: Found) -> None:
         filter_, threshold = self._filter, self._filter.threshold
@@ -165,14 +164,23 @@ class Screen:
             found.judge(one.erasure, final, is_flagged=final >= threshold, is_sure=surely >= threshold)
 
 
-def _first_size(pieces: Pieces, settings: Settings) -> int:
-    """The text itself first, if one may stop there: it settles most harmful prompts."""
-    return 1 if settings.early_stop else _batch_size(pieces, settings)
+def _batching(pieces: Pieces, settings: Settings) -> Batching[Erasure]:
+    """The text itself first, if one may stop there: it settles most harmful prompts.
+
+    Long texts go in small batches, so that progress shows and memory stays bounded.
+    """
+    most = max(1, min(settings.batch_size, _BATCH_CHARS // len(pieces.text)))
+    return Batching(
+        work=lambda erasure: _work(pieces, erasure),
+        cost=lambda erasure: erasure.cost,
+        first=1 if settings.early_stop else most,
+        most=most,
+    )
 
 
-def _batch_size(pieces: Pieces, settings: Settings) -> int:
-    """Long texts go in small batches, so that progress shows and memory stays bounded."""
-    return max(1, min(settings.batch_size, _BATCH_CHARS // len(pieces.text)))
+def _work(pieces: Pieces, erasure: Erasure) -> int:
+    """Code points that an erasure leaves."""
+    return len(pieces.text) - sum(stop - start for start, stop in pieces.chars(erasure.runs))
 
 
 def _fresh(pieces: Pieces, batch: list[Erasure], seen: set[str]) -> dict[str, Erasure]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Generic, Protocol, TypeVar
 
 from promptguard.certify.pieces import Pieces
 from promptguard.types import EraseMode, Erasure, Filter
 
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -46,12 +48,68 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Batching(Generic[T]):
+    """How work comes in batches.
+
+    Attributes:
+        work: code points that the filter reads for an item.
+        cost: no erasure of this item or a later one costs less; infinite where no erasure is left to check.
+        first: items in the first batch at most.
+        most: items in a batch at most.
+        growth: a batch has at most this many times the items of the one before.
+        full: code points at which a batch is full.
+    """
+
+    work: Callable[[T], int]
+    cost: Callable[[T], float]
+    first: int
+    most: int
+    growth: float = math.inf
+    full: float = math.inf
+
+
+class Pace(Protocol):
+    """How far a search goes.
+
+    Attributes:
+        cut: every erasure that costs less was checked; infinite if nothing was left out.
+    """
+
+    cut: float
+
+    def batches(self, found: Found, items: Iterator[T], how: Batching[T]) -> Iterator[list[T]]:
+        """The items, in order, as far as time allows; the caller works on a batch before it asks for the next."""
+        ...
+
+
+class Unhurried:
+    """To the end, however long it takes."""
+
+    cut = math.inf
+
+    def batches(self, found: Found, items: Iterator[T], how: Batching[T]) -> Iterator[list[T]]:
+        """All items."""
+        size: float = how.first
+        for head in items:
+            batch: list[T] = []
+            work = 0
+            for item in chain([head], items):
+                batch.append(item)
+                work += how.work(item)
+                if len(batch) >= size or work >= how.full:
+                    break
+            yield batch
+            size = min(how.most, size * how.growth)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """How to search: see `EraseAndCheck`."""
 
     early_stop: bool = True
     batch_size: int = 64
     progress: Progress | None = None
+    pace: Pace = field(default_factory=Unhurried)
 
 
 class Way(Protocol):

@@ -12,11 +12,11 @@ that obeys the same law. In this order:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from promptguard.capabilities import BoundedFilter, InfusionFilter, MonotoneFilter, PrefixFilter, Span, SpanMode
 from promptguard.certify.enumeration import Enumerate, Screen
-from promptguard.certify.found import Found, Settings, Way
+from promptguard.certify.found import Batching, Found, Settings, Way
 from promptguard.certify.pieces import Pieces
 from promptguard.certify.scoring import infusion_bounds, prefixes_all, score_all
 from promptguard.types import EraseMode, Erasure, Filter, Units
@@ -29,11 +29,11 @@ def cheapest(filter_: Filter, mode: EraseMode, units: Units, settings: Settings 
     """The cheapest way that is sound for this filter, mode and unit."""
     settings = settings or Settings()
     if isinstance(filter_, MonotoneFilter) and filter_.monotone(mode.kind, units.name):
-        return Monotone(filter_)
+        return Monotone(filter_, settings)
     if isinstance(filter_, PrefixFilter) and isinstance(mode, SpanMode):
         return Prefixes(filter_, settings)
     if isinstance(filter_, InfusionFilter) and mode.kind == "infusion" and units.name == "word":
-        return Infusions(filter_)
+        return Infusions(filter_, settings)
     if isinstance(filter_, BoundedFilter):
         return Screen(filter_, settings)
     return Enumerate(filter_, settings)
@@ -45,8 +45,9 @@ class Monotone:
     limited = False
     how = "no erasure raises this filter's score, so the text itself was scored"
 
-    def __init__(self, filter_: Filter) -> None:
+    def __init__(self, filter_: Filter, settings: Settings) -> None:
         self._filter = filter_
+        self._settings = settings
 
     def work(self, pieces: Pieces, mode: EraseMode) -> int:
         """The text once."""
@@ -54,8 +55,10 @@ class Monotone:
 
     def search(self, pieces: Pieces, mode: EraseMode) -> Found:
         """One call."""
-        found = Found(calls=1, checks=1)
-        found.note(Erasure(0, ()), score_all(self._filter, [canonical(pieces.text)])[0], self._filter)
+        found = Found()
+        for _ in self._settings.pace.batches(found, iter([pieces.text]), _one_call(self.work(pieces, mode))):
+            found.calls, found.checks = 1, 1
+            found.note(Erasure(0, ()), score_all(self._filter, [canonical(pieces.text)])[0], self._filter)
         return found
 
 
@@ -79,9 +82,15 @@ class Prefixes:
         found, n = Found(), len(pieces)
         total = mode.count(n) if self._settings.progress else 0
         offsets = pieces.offsets
-        spans = _spans(mode, n)
         cut = pieces.cut()
-        while batch := _some(spans, lambda span: offsets[span.high] - offsets[span.start], _SPAN_CHARS):
+        how: Batching[Span] = Batching(
+            work=lambda span: offsets[span.high] - offsets[span.start],
+            cost=lambda span: span.start,  # starts ascend, and what stands before a start is erased
+            first=n,
+            most=n,
+            full=_SPAN_CHARS,
+        )
+        for batch in self._settings.pace.batches(found, _spans(mode, n), how):
             self._score(cut, batch, found)
             if self._settings.progress:
                 self._settings.progress(found.checks, total)
@@ -114,8 +123,9 @@ class Infusions:
     limited = False
     how = "the score was bounded over all erasures by dynamic programming over the words' windows"
 
-    def __init__(self, filter_: InfusionFilter) -> None:
+    def __init__(self, filter_: InfusionFilter, settings: Settings) -> None:
         self._filter = filter_
+        self._settings = settings
 
     def work(self, pieces: Pieces, mode: EraseMode) -> int:
         """The text once per unit of the budget."""
@@ -123,11 +133,13 @@ class Infusions:
 
     def search(self, pieces: Pieces, mode: EraseMode) -> Found:
         """One call; the bounds ascend, so the first one that is flagged is the cheapest."""
-        words = [word for word in map(canonical, pieces.cut()) if word]
-        bounds = infusion_bounds(self._filter, words, self._budget(len(words), mode))
-        found = Found(calls=1, checks=len(bounds))
-        for cost, bound in enumerate(bounds):
-            found.note(Erasure(cost, ()), bound, self._filter)
+        found = Found()
+        for _ in self._settings.pace.batches(found, iter([pieces.text]), _one_call(self.work(pieces, mode))):
+            words = [word for word in map(canonical, pieces.cut()) if word]
+            bounds = infusion_bounds(self._filter, words, self._budget(len(words), mode))
+            found.calls, found.checks = 1, len(bounds)
+            for cost, bound in enumerate(bounds):
+                found.note(Erasure(cost, ()), bound, self._filter)
         return found
 
     @staticmethod
@@ -139,13 +151,6 @@ def _spans(mode: EraseMode, n: int) -> Iterator[Span]:
     return mode.spans(n) if isinstance(mode, SpanMode) else iter(())
 
 
-def _some(spans: Iterator[Span], size: Callable[[Span], int], most: int) -> list[Span]:
-    """The next spans of at most `most` code points together, at least one."""
-    batch: list[Span] = []
-    total = 0
-    for span in spans:
-        batch.append(span)
-        total += size(span)
-        if total >= most:
-            break
-    return batch
+def _one_call(work: int) -> Batching[str]:
+    """All erasures at once, or none."""
+    return Batching(work=lambda _: work, cost=lambda _: 0, first=1, most=1)

@@ -13,6 +13,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from promptguard.certify.erase_and_check import MAX_CHECKS
+from promptguard.certify.pace import OutOfTime
 from promptguard.cli.options import (
     BLOCKED,
     FILTER,
@@ -26,6 +27,7 @@ from promptguard.cli.options import (
     MaxChecksOption,
     MaxEraseOption,
     MaxPromptOption,
+    MaxSecondsOption,
     Options,
     ScreenOption,
     ThresholdOption,
@@ -36,7 +38,7 @@ from promptguard.cli.options import (
 from promptguard.errors import InvalidArgument
 from promptguard.guard import Decision, Guard, Reason
 from promptguard.guard.default import default_certifier
-from promptguard.types import Verdict
+from promptguard.types import Label, Verdict
 
 TextArgument = Annotated[str | None, typer.Argument(help="The text; '-' or nothing reads standard input.")]
 FileOption = Annotated[Path | None, typer.Option("--file", help="Read the text from a file (UTF-8).")]
@@ -114,16 +116,28 @@ def _meaning(decision: Decision) -> str:
     if decision.certificates:
         return " ".join(certificate.sentence() for certificate in decision.certificates)
     verdict = _verdict(decision)
-    if decision.reason is Reason.OVER_BUDGET:
-        return "No certificate: too many checks are needed. Lower --max-erase, raise --max-checks, or say --anytime."
-    if verdict is None:
-        return "No certificate: the text could not be checked, and what cannot be checked is blocked."
+    if verdict is None or verdict.label is Label.ABSTAIN:
+        return _unfinished(decision)
     if decision.allowed and (threats := _threats(verdict)):
         return (
             f"No certificate: 'safe' is never certified. No erasure that undoes {' or '.join(threats)} "
             "was flagged by this filter."
         )
     return "No certificate: the text is flagged, but nothing is proved about further changes to it."
+
+
+def _unfinished(decision: Decision) -> str:
+    """Why a text was not checked to the end."""
+    if decision.error == OutOfTime.__name__:
+        return "No certificate: the time is not enough for the text itself. Raise --max-seconds."
+    if decision.reason is Reason.OVER_BUDGET:
+        return "No certificate: too many checks are needed. Lower --max-erase, raise --max-checks, or say --anytime."
+    if decision.reason is Reason.ABSTAIN:
+        return (
+            "No certificate: nothing was flagged, but the time was up before every erasure was checked. Raise "
+            "--max-seconds, lower --max-erase, or say --anytime to let such texts pass."
+        )
+    return "No certificate: the text could not be checked, and what cannot be checked is blocked."
 
 
 def _show_decision(decision: Decision, as_json: bool) -> None:
@@ -169,9 +183,10 @@ def _command(show: Callable[[Decision, bool], None], doc: str) -> Callable[..., 
         max_prompt: MaxPromptOption = None,
         family: FamilyOption = None,
         screen: ScreenOption = None,
+        max_seconds: MaxSecondsOption = None,
         as_json: JsonOption = False,
     ) -> None:
-        said = (filter_, mode, max_erase, unit, threshold, label, max_prompt, family, screen)
+        said = (filter_, mode, max_erase, unit, threshold, label, max_prompt, family, screen, max_seconds)
         options = Options(
             filter_ or "minilm",
             mode or "suffix",
@@ -186,6 +201,7 @@ def _command(show: Callable[[Decision, bool], None], doc: str) -> Callable[..., 
             max_prompt,
             family,
             screen,
+            max_seconds,
         )
         is_default = all(option is None for option in said) and blocks == 1 and device == "cpu" and not anytime
         decision = _decide(None if is_default else options, text, file)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from promptguard.certify.erase_and_check import MAX_CHECKS, EraseAndCheck
+from promptguard.certify.erase_and_check import MAX_CHECKS, MAX_WORK, EraseAndCheck
 from promptguard.certify.ways import cheapest
 from promptguard.erase import load_mode
 from promptguard.errors import InvalidArgument, PromptGuardError
@@ -79,7 +79,20 @@ LabelOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="Where the filter runs: cpu, cuda, ...")]
 MaxChecksOption = Annotated[int, typer.Option("--max-checks", help="Checks allowed per text; more are refused.")]
 AnytimeOption = Annotated[
-    bool, typer.Option("--anytime", help="Over the limit of checks, certify the largest budget that fits.")
+    bool,
+    typer.Option(
+        "--anytime",
+        help="Over the limit of checks, certify the largest budget that fits; out of time, let pass what was not "
+        "flagged so far.",
+    ),
+]
+MaxSecondsOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-seconds",
+        help="Time for the text: what is neither flagged nor wholly checked by then is blocked, unless --anytime. "
+        "--max-checks stays beside it.",
+    ),
 ]
 
 
@@ -100,6 +113,7 @@ class Options:
     max_prompt: int | None = None
     family: str | None = None
     screen: str | None = None
+    max_seconds: float | None = None
 
     def budget(self) -> float:
         """`--max-erase` as a number; unlimited when it was not given.
@@ -136,6 +150,8 @@ class Options:
             units,
             max_checks=self.max_checks,
             anytime=self.anytime,
+            max_work=MAX_WORK if self.max_seconds is None else None,
+            max_seconds=self.max_seconds,
             **settings,
         )
         if isinstance(threshold, Calibration):

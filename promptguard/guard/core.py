@@ -32,7 +32,8 @@ _REASONS = {Label.SAFE: Reason.ALLOWED, Label.HARMFUL: Reason.HARMFUL, Label.ABS
 class Guard:
     """Allows or blocks requests. It keeps no state, so threads may share one if they may share its certifier.
 
-    There is no deadline: a check takes as long as its certifier, whose budget of checks is what bounds it.
+    A check takes as long as its certifier, whose budget of checks or of time (`max_seconds`, for each text) is what
+    bounds it. Out of time, a certifier abstains or raises a `BudgetExceeded`; the policy blocks both by default.
 
     Args:
         certifier: what judges each text.

@@ -55,8 +55,9 @@ class Policy:
     Attributes:
         on_harmful: the certifier flags a text. ALLOW only observes: decisions and log lines still say "harmful".
         on_error: a text cannot be checked, the certifier breaks, or there is nothing to check.
-        on_abstain: the certifier does not know.
-        on_over_budget: the check would cost more than the certifier's budget, or `max_texts`.
+        on_abstain: the certifier does not know, or ran out of time. Certificates under a time budget mean "harmful, or
+            abstains": with ALLOW they prove nothing.
+        on_over_budget: the check would cost more than the certifier's budget of checks or time, or `max_texts`.
         on_unscannable: the input holds something that is not text, such as an image, or has an unknown role. ALLOW
             lets it pass unseen; the text around it is still checked.
         refusal: the answer of a guarded call that was blocked.
