@@ -4,13 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check setup clean
+.PHONY: demo demo-vision test integrations check setup clean
 
 demo: setup
 	$(BIN)/python examples/demo.py
 
+demo-vision: setup
+	$(BIN)/python examples/demo_vision.py
+
 test: setup
 	$(BIN)/pytest -n 2
+
+# Packages that cannot share our environment get one of their own.
+integrations: setup
+	$(BIN)/python tests/integrations/run.py
 
 check: setup
 	$(BIN)/ruff check .
