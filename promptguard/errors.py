@@ -16,6 +16,10 @@ class InvalidText(PromptGuardError, ValueError):
     """The text cannot be checked (not a string, NUL bytes, lone surrogates)."""
 
 
+class InvalidRequest(PromptGuardError, ValueError):
+    """A request cannot be read in one way only, or not at all; the message quotes nothing of it."""
+
+
 class EmptyText(InvalidText):
     """Nothing is left to check: the text is empty, or only white space and invisible code points."""
 

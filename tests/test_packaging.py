@@ -42,6 +42,8 @@ def test_the_wheel_holds_every_bundled_filter_and_nothing_to_train_with(wheel: P
         for file in ("config.json", "card.md", "weights.safetensors"):
             assert f"promptguard/_filters/{folder.name}/{file}" in names
     assert {"promptguard/py.typed", "promptguard/_filters/default.json"} <= names
+    page = {"index.html", "style.css", "app.js", "text.js", "strip.js", "attack.js", "icon.svg"}
+    assert {f"promptguard/serve/playground/static/{name}" for name in page} <= names
     assert not [name for name in names if "corpus" in name or name.endswith(("train.py", ".jsonl"))]
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import typer
 
+from promptguard.cli.audit import audit
 from promptguard.cli.bench import bench, report
 from promptguard.cli.calibrate import calibrate
 from promptguard.cli.check import certify, check
 from promptguard.cli.export import export
 from promptguard.cli.filters import filters
+from promptguard.cli.serve import serve
 
 app = typer.Typer(
     name="promptguard",
@@ -24,3 +26,5 @@ app.command("report")(report)
 app.command("calibrate")(calibrate)
 app.command("export")(export)
 app.command("filters")(filters)
+app.command("serve")(serve)
+app.add_typer(audit, name="audit")

@@ -21,6 +21,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 from transformers import GenerationConfig
+from transformers.pipelines.image_text_to_text import ImageTextToTextPipeline
 from transformers.pipelines.pt_utils import KeyDataset
 from transformers.pipelines.text_generation import ReturnType
 from transformers.utils.chat_template_utils import Chat, get_json_schema
@@ -31,7 +32,7 @@ from promptguard.guard.reading import strings_of
 
 _MISSING = object()
 _DEFAULTS = GenerationConfig()  # type: ignore[no-untyped-call]
-# Arguments that add no text to the prompt, or whose text `_context` and `_vet` look at.
+# Arguments that add no text to the prompt, or whose text `added_texts` and `check_arguments` look at.
 _ARGUMENTS = frozenset({
     "return_full_text", "return_tensors", "return_text", "return_type", "clean_up_tokenization_spaces", "prefix",
     "handle_long_generation", "stop_sequence", "truncation", "continue_final_message", "skip_special_tokens",
@@ -58,8 +59,10 @@ def guard_pipeline(pipe: Any, guard: Guard, *, on_block: str = OnBlock.REFUSE) -
             `"blocked": True` beside it; "raise" raises `Blocked`.
 
     Raises:
-        InvalidArgument: `on_block` is neither.
+        InvalidArgument: `on_block` is neither, or the pipeline reads images.
     """
+    if isinstance(pipe, ImageTextToTextPipeline):
+        raise InvalidArgument("guard this pipeline with promptguard.middleware.image_text_pipeline: it reads images")
     return GuardedPipeline(pipe, guard, OnBlock.of(on_block))
 
 
@@ -89,8 +92,8 @@ class GuardedPipeline:
             text_inputs = kwargs.pop("inputs", _MISSING)
         if text_inputs is _MISSING:
             raise InvalidArgument("give the pipeline an input: text_inputs")
-        _vet(kwargs)
-        call = _Call(self._pipe, self._guard, self._on_block, kwargs, _context(kwargs))
+        check_arguments(kwargs)
+        call = _Call(self._pipe, self._guard, self._on_block, kwargs, added_texts(kwargs))
         inputs = _normalised(text_inputs)
         if isinstance(inputs, _Stream):
             return call.stream(inputs.items)
@@ -240,7 +243,7 @@ def _copies(pipe: Any, forward: dict[str, Any]) -> int:
     return next((int(count) for count in counts if count), 1)
 
 
-def _vet(kwargs: dict[str, Any]) -> None:
+def check_arguments(kwargs: dict[str, Any]) -> None:
     """Refuse arguments that could bring text to the model unchecked.
 
     Raises:
@@ -259,7 +262,7 @@ def _is_setting(name: str, value: Any) -> bool:
     return value is None or isinstance(value, int | float) or (name in _TOKENIZER_MODES and isinstance(value, str))
 
 
-def _context(kwargs: dict[str, Any]) -> tuple[str, ...]:
+def added_texts(kwargs: dict[str, Any]) -> tuple[str, ...]:
     """The texts that arguments add to every prompt, the prefix last, as it touches the prompt.
 
     Raises:

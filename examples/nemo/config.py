@@ -1,0 +1,5 @@
+"""Loaded by NeMo Guardrails from this folder: `LLMRails(RailsConfig.from_path("examples/nemo"))`."""
+
+from promptguard.middleware.nemo import init
+
+__all__ = ["init"]

@@ -1,0 +1,101 @@
+"""The routes that judge and forward nothing: moderations, certify, LiteLLM's generic guardrail.
+
+Sources: the OpenAI API's moderations; LiteLLM 1.106, `generic_guardrail_api`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
+
+from promptguard.errors import InvalidRequest
+from promptguard.guard.chat_request import ChatRequest, read_request
+from promptguard.guard.strict_json import parse
+from promptguard.serve.answers import ApiError, json_response, moderation
+from promptguard.serve.call import Call, Judged
+
+_ROUTINE = frozenset({"litellm_call_id", "litellm_trace_id", "litellm_version", "request_headers", "request_data"})
+
+
+async def moderations(call: Call) -> Response:
+    """`POST /v1/moderations`: one result for each text of a list, one for a list of parts.
+
+    What cannot be checked is flagged. Under the key `promptguard` a result has the decision and its certificate.
+    """
+    content = await call.body()
+    depth = call.state.config.limits.depth
+    inputs = await call.while_there(call.run(lambda _ticket: _inputs(content, depth)))
+    if len(inputs) > (most := call.state.config.limits.messages):
+        raise ApiError(400, f"more than {most} inputs", "invalid_request")
+    results = []
+    worst = None
+    for texts in inputs:
+        judged = await call.judge(lambda texts=texts: (texts, None))  # type: ignore[misc]
+        decision = judged.decision
+        worst = decision if worst is None or (worst.allowed and not decision.allowed) else worst
+        results.append(moderation(decision, call.state.config) | {"promptguard": call.about(decision)})
+    call.decision = worst
+    return json_response({"id": f"modr-{call.id}", "model": call.state.config.model, "results": results})
+
+
+def _inputs(content: bytes, depth: int) -> list[ChatRequest]:
+    value = _object(content, depth)
+    given = value.get("input")
+    if isinstance(given, list) and given and all(isinstance(item, str) for item in given):
+        return [read_request({"input": item}) for item in given]
+    if not isinstance(given, str | list) or not given:
+        raise InvalidRequest("input must be a text, a list of texts or a list of parts")
+    parts = given if isinstance(given, list) else [given]
+    whole = {"role": "user", "content": parts} if isinstance(given, list) else {"role": "user", "content": given}
+    return [ChatRequest((whole,), ())]
+
+
+async def certify(call: Call) -> Response:
+    """`POST /v1/certify`: the decision about `{"text": ...}` or `{"messages": [...]}`, with every certificate."""
+    content = await call.body()
+    depth = call.state.config.limits.depth
+
+    def read() -> tuple[ChatRequest, None]:
+        value = _object(content, depth)
+        if set(value) == {"text"} and isinstance(value["text"], str):
+            return ChatRequest(({"role": "user", "content": value["text"]},), ()), None
+        if set(value) == {"messages"}:
+            return read_request(value), None
+        raise InvalidRequest("send text or messages, and nothing else")
+
+    judged: Judged[None] = await call.judge(read)
+    meanings = [certificate.sentence() for certificate in judged.decision.certificates]
+    return json_response(call.about(judged.decision) | {"meaning": meanings})
+
+
+async def litellm(call: Call) -> Response:
+    """`POST /beta/litellm_basic_guardrail_api`: NONE or BLOCKED; images cannot be checked, so they block."""
+    content = await call.body()
+    depth = call.state.config.limits.depth
+    judged: Judged[None] = await call.judge(lambda: (_guardrail(_object(content, depth)), None))
+    if judged.decision.allowed:
+        return json_response({"action": "NONE"})
+    return json_response({"action": "BLOCKED", "blocked_reason": call.state.config.policy.refusal})
+
+
+def _guardrail(value: Mapping[str, Any]) -> ChatRequest:
+    """The texts of LiteLLM's call; what it says about itself and its user is no text."""
+    about = {key: item for key, item in value.items() if key not in _ROUTINE | {"texts", "structured_messages"}}
+    about = {key: item for key, item in about.items() if item and key not in {"input_type", "tool_calls"}}
+    texts, messages = value.get("texts") or [], value.get("structured_messages") or []
+    tool_calls = value.get("tool_calls") or []
+    if not all(isinstance(item, list) for item in (texts, messages, tool_calls)):
+        raise InvalidRequest("texts, structured_messages and tool_calls must be lists")
+    read = read_request({"messages": messages, "input": texts} | about)
+    if not tool_calls:
+        return read
+    return ChatRequest((*read.messages, {"role": "assistant", "tool_calls": tool_calls}), read.context)
+
+
+def _object(content: bytes, depth: int) -> dict[str, Any]:
+    value = parse(content, max_depth=depth)
+    if not isinstance(value, dict):
+        raise InvalidRequest("the body is not a JSON object")
+    return value

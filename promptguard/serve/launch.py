@@ -1,0 +1,116 @@
+"""From the environment to a listening server; what can fail, fails before the first request, in one line."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import socket
+import tempfile
+from contextlib import ExitStack
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from promptguard.errors import PromptGuardError
+from promptguard.serve.config import Config, Serving
+from promptguard.serve.settings import CONFIG_VARIABLE, configured
+
+__all__ = ["CONFIG_VARIABLE", "LaunchError", "describe", "launch"]
+
+_log = logging.getLogger("promptguard.serve")
+_BACKLOG = 2048
+_SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+
+class LaunchError(PromptGuardError):
+    """The server cannot listen."""
+
+
+def describe() -> str:
+    """Load everything that serving needs and say what it is.
+
+    Raises:
+        PromptGuardError: a setting means nothing, or a file is missing.
+    """
+    from promptguard.serve.state import State  # noqa: PLC0415 - imports the metrics, see `launch`
+
+    config = configured(os.environ)
+    state = State.of(config)
+    asyncio.run(state.close(0))
+    upstream = config.upstream.url or "no upstream"
+    return f"configuration ok: filter {config.certifier.filter}, {upstream}, {_address(config.server)}"
+
+
+def launch() -> None:
+    """Serve until told to stop: SIGTERM and SIGINT finish what is in flight, SIGHUP loads the configuration again.
+
+    Raises:
+        PromptGuardError: bad configuration, missing filter, busy port.
+    """
+    config = configured(os.environ)
+    listening = _listen(config.server)
+    with listening, tempfile.TemporaryDirectory(prefix="promptguard-") as folder:
+        if config.server.workers > 1:
+            # Read by prometheus_client when it is imported, here and in the workers.
+            os.environ.setdefault(_SHARED_FOLDER, folder)
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        _warn_if_open(config)
+        _serve(config, listening)
+
+
+def _serve(config: Config, listening: socket.socket) -> None:
+    from promptguard.serve.app import create_app  # noqa: PLC0415 - imports the metrics, see `launch`
+
+    app = create_app(config)
+    settings = uvicorn.Config(
+        app if config.server.workers == 1 else "promptguard.serve.app:from_environment",
+        factory=config.server.workers > 1,
+        workers=config.server.workers,
+        log_config=None,
+        access_log=False,  # a query may hold text
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        ws="none",
+        lifespan="on",
+        timeout_graceful_shutdown=config.server.drain_seconds,
+    )
+    name = listening.getsockname()
+    _log.warning("listening on http://%s:%s", name[0], name[1])
+    if config.server.workers == 1:
+        uvicorn.Server(settings).run(sockets=[listening])
+    else:
+        del app  # it was loaded to see that it can be; each worker loads its own
+        Multiprocess(settings, sockets=[listening]).run()
+
+
+def _listen(server: Serving) -> socket.socket:
+    with ExitStack() as stack:
+        try:
+            family, kind, proto, _, address = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)[0]
+            listening = stack.enter_context(socket.socket(family, kind, proto))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(_BACKLOG)
+            listening.set_inheritable(True)
+        except OSError as error:
+            number = error.errno or 0  # below 0 it is about the name of the host
+            why = os.strerror(number) if number > 0 else type(error).__name__
+            raise LaunchError(f"cannot listen on {_address(server)}: {why}") from None
+        stack.pop_all()
+        return listening
+
+
+def _warn_if_open(config: Config) -> None:
+    try:
+        is_local = ipaddress.ip_address(config.server.host).is_loopback
+    except ValueError:
+        is_local = config.server.host == "localhost"
+    if not is_local and not config.keys:
+        _log.warning("anybody who reaches %s may use this server: set keys", _address(config.server))
+
+
+def _address(server: Serving) -> str:
+    return f"{server.host}:{server.port}"

@@ -1,0 +1,59 @@
+"""Server-sent events of the OpenAI API: bytes in chunks of any size to JSON values, and back.
+
+Source: the WHATWG HTML standard, section 9.2.6 (parsing an event stream); the API sends `data: [DONE]` at the end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+from promptguard.errors import InvalidRequest
+from promptguard.guard.strict_json import dump, parse
+
+DONE = b"data: [DONE]\n\n"
+_DEPTH = 100
+_LINE = re.compile(rb"\r\n|\n|\r(?=.)", re.DOTALL)  # the line feed behind a last \\r may be in the next chunk
+_NAME = re.compile(r"[a-z_.]{1,64}")
+
+
+async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
+    """The values of a stream, up to `[DONE]` or its end; comments, names and ids of events are left out.
+
+    Args:
+        chunks: the stream, cut anywhere.
+
+    Raises:
+        InvalidRequest: an event is not a JSON object.
+    """
+    data: list[bytes] = []
+    async for line in _lines(chunks):
+        if line.startswith(b"data:"):
+            data.append(line[5:].removeprefix(b" "))
+        elif not line and data:
+            body = b"\n".join(data)
+            data = []
+            if body.strip() == b"[DONE]":
+                return
+            value = parse(body, max_depth=_DEPTH)
+            if not isinstance(value, dict):
+                raise InvalidRequest("an event is not a JSON object")
+            yield value
+
+
+def event(value: dict[str, Any]) -> bytes:
+    """The bytes of one event; those of the responses API bear their type as a name."""
+    kind = value.get("type")
+    name = f"event: {kind}\n".encode() if isinstance(kind, str) and _NAME.fullmatch(kind) else b""
+    return name + b"data: " + dump(value) + b"\n\n"
+
+
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    rest = b""
+    async for chunk in chunks:
+        *lines, rest = _LINE.split(rest + chunk)
+        for line in lines:
+            yield line
+    yield rest.removesuffix(b"\r")
+    yield b""

@@ -1,0 +1,114 @@
+"""What a configuration makes of the server, swapped as a whole when it is loaded again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx2
+
+from promptguard.errors import PromptGuardError
+from promptguard.guard import Policy
+from promptguard.serve.buckets import Buckets
+from promptguard.serve.certifier import build
+from promptguard.serve.checks import Checker
+from promptguard.serve.config import Config
+from promptguard.serve.keys import Keys
+from promptguard.serve.pool import Pool
+from promptguard.serve.upstream import Upstream
+
+
+@dataclass(slots=True, eq=False)
+class State:
+    """One configuration at work. Requests keep the one that they began with.
+
+    Attributes:
+        config: the configuration.
+        requests: checks what clients send.
+        outputs: checks what the model answers.
+        pool: where checks run.
+        upstream: the model, or None.
+        keys: of clients.
+        buckets: their work.
+        users: requests that hold it.
+    """
+
+    config: Config
+    requests: Checker
+    outputs: Checker
+    pool: Pool
+    upstream: Upstream | None
+    keys: Keys
+    buckets: Buckets = field(default_factory=Buckets)
+    users: int = 0
+
+    @classmethod
+    def of(cls, config: Config, transport: httpx2.AsyncBaseTransport | None = None) -> State:
+        """Load the filters and open nothing yet.
+
+        Raises:
+            PromptGuardError: a setting means nothing, or a file is missing.
+        """
+        policy: Policy = config.policy.policy()
+        upstream = Upstream(config.upstream, transport) if config.upstream.url else None
+        requests = Checker(build(config.certifier, config.batching), policy, config.limits)
+        outputs = requests
+        if config.output.certifier is not None:
+            outputs = Checker(build(config.output.certifier, config.batching), policy, config.limits)
+        pool = Pool(config.limits.threads, config.limits.queue)
+        return cls(config, requests, outputs, pool, upstream, Keys(config.keys))
+
+    async def close(self, seconds: float) -> None:
+        """Wait for the requests that hold it, at most so long, and let everything go."""
+        ends = asyncio.get_running_loop().time() + seconds
+        while self.users and asyncio.get_running_loop().time() < ends:
+            await asyncio.sleep(0.05)
+        self.pool.close()
+        if self.upstream:
+            await self.upstream.close()
+
+
+class Holder:
+    """The current state."""
+
+    def __init__(self, state: State) -> None:
+        self.current = state
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    @contextmanager
+    def use(self) -> Iterator[State]:
+        """The current state, for as long as a request takes."""
+        state = self.current
+        state.users += 1
+        try:
+            yield state
+        finally:
+            state.users -= 1
+
+    def swap(self, state: State) -> None:
+        """Make a state the current one; the old one goes when its requests are done.
+
+        Raises:
+            ReloadRefused: it differs in something that takes a restart.
+        """
+        old = self.current
+        if (old.config.server, old.config.audit) != (state.config.server, state.config.audit):
+            raise ReloadRefused("server and audit settings take a restart")
+        if old.config.keys == state.config.keys and old.config.limits == state.config.limits:
+            state.buckets = old.buckets
+        self.current = state
+        task = asyncio.create_task(old.close(old.config.limits.answer_seconds))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def close(self) -> None:
+        """Let the current state go, and those that were on their way."""
+        for task in self._retiring:
+            task.cancel()
+        await self.current.close(0)
+
+
+class ReloadRefused(PromptGuardError):
+    """The new configuration cannot be taken on while serving."""

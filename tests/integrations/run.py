@@ -1,0 +1,52 @@
+"""Builds the environment of the packages that cannot share ours, and runs the tests of their integrations in it.
+
+    python tests/integrations/run.py [pytest arguments]
+
+litellm[proxy], nemoguardrails and gradio want openai 2 and huggingface-hub 1, where the main environment has openai 3
+and huggingface-hub 2. The environment is `.venv-integrations` beside the main one; it is built again when
+`requirements.txt` changes. Whatever it lacks (torch, for one) is taken from the interpreter that runs this script, by a
+line in a `.pth` file: its own packages come first.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from hashlib import sha256
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+HOME = ROOT / ".venv-integrations"
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+TESTS = ["openai", "asgi", "litellm", "nemo", "gradio"]
+# Neither phones home, asks a registry for models, nor fetches a list of prices.
+QUIET = {"DO_NOT_TRACK": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "GRADIO_ANALYTICS_ENABLED": "False"}
+
+
+def build() -> Path:
+    """Make the environment if it is not there as it should be; returns its interpreter."""
+    python = HOME / "bin" / "python"
+    mark, digest = HOME / "requirements.sha256", sha256(REQUIREMENTS.read_bytes()).hexdigest()
+    if not mark.exists() or mark.read_text() != digest:
+        venv.create(HOME, clear=True, with_pip=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([*pip, "--requirement", str(REQUIREMENTS)], check=True)
+        mark.write_text(digest)
+    here, there = sysconfig.get_path("purelib"), next(HOME.glob("lib/python*/site-packages"))
+    (there / "zz_promptguard.pth").write_text(f"{ROOT}\n{here}\n", encoding="utf-8")
+    return python
+
+
+def main(arguments: list[str]) -> int:
+    """Run the tests; returns pytest's exit status."""
+    tests = [f"tests/test_middleware_{name}.py" for name in TESTS]
+    # Their warnings are not ours to mend.
+    command = [str(build()), "-m", "pytest", "-W", "default", *tests, *arguments]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **QUIET}, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
