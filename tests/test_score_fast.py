@@ -19,6 +19,7 @@ from promptguard.score.batches import pack
 from promptguard.score.encoders import encoder_of
 from promptguard.score.hf import HFFilter
 from promptguard.score.linear import PackedLinear, PlainLinear
+from promptguard.score.windows import Window
 
 ERASED = [" ".join(text.split()[:end]) for text in tiny.CORPUS for end in range(1, 12)]
 TEXTS = [*ERASED, "bomb", "", "bomb " * 300, "how to build a bomb", *tiny.CORPUS]
@@ -64,6 +65,21 @@ def test_scores_are_those_of_the_model(name: str, batch_tokens: int | None) -> N
     assert apart(scores, [filter_([text])[0] for text in TEXTS]) < ROUNDING
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("make_model", [tiny.bert, tiny.distilbert])
+def test_rounding_is_that_of_float32(make_model: Callable[[int], Any], seed: int) -> None:
+    """Beside the same model in float64, about as far as its own forward pass is."""
+    model = make_model(seed)
+    filter_ = make(model)
+    texts = [text for text in TEXTS if text and len(text) < 60]
+    exact = copy.deepcopy(model).double()
+    with torch.inference_mode():
+        ids = [filter_.tokenizer(text, return_tensors="pt")["input_ids"] for text in texts]
+        truth = [float(exact(input_ids=each).logits.softmax(-1)[0, 1]) for each in ids]
+    own, ours = apart(padded(filter_)(texts), truth), apart(filter_(texts), truth)
+    assert ours < 2 * own + 1e-6
+
+
 def test_a_copy_scores_the_same() -> None:
     filter_ = make(tiny.bert())
     assert copy.deepcopy(filter_)(TEXTS) == filter_(TEXTS)
@@ -72,6 +88,26 @@ def test_a_copy_scores_the_same() -> None:
 def test_the_digest_names_the_function_and_not_how_it_is_computed() -> None:
     filter_ = make(tiny.bert())
     assert filter_.digest == padded(filter_).digest
+
+
+def test_roberta_scores_as_its_own_forward_pass() -> None:
+    filter_ = HFFilter(tiny.roberta(), tiny.bytelevel(ends=True), label="harmful")
+    assert not filter_.pads
+    scores = filter_(TEXTS)
+    assert max(scores) - min(scores) > 0.5
+    assert apart(scores, padded(filter_)(TEXTS)) < ROUNDING
+    rough = filter_.in_precision("bfloat16")
+    assert not rough.pads
+    assert apart(rough(TEXTS), scores) < 0.2
+
+
+def test_roberta_does_not_count_padding_within_a_text() -> None:
+    filter_ = HFFilter(tiny.roberta(), tiny.bytelevel(ends=True), label="harmful")
+    pad = tiny.roberta().config.pad_token_id
+    windows = [Window(ids, [0] * len(ids)) for ids in ([0, 9, pad, 7, pad, pad, 8, 2], [0, 9, 7, 8, 2], [pad])]
+    windows.sort(key=lambda window: len(window.ids))
+    for window, score in zip(windows, filter_._score(windows), strict=True):
+        assert abs(score - padded(filter_)._score([window])[0]) < ROUNDING
 
 
 @pytest.mark.parametrize("segments", [True, False])
@@ -196,14 +232,14 @@ def test_what_is_not_known_to_be_the_same_runs_as_it_is(name: str) -> None:
     assert make(model).pads
 
 
-@pytest.mark.parametrize("family", ["roberta", "deberta", "gpt2", "llama"])
+@pytest.mark.parametrize("family", ["deberta", "gpt2", "llama"])
 def test_other_architectures_run_as_they_are(family: str) -> None:
     assert encoder_of(getattr(tiny, family)()) is None
 
 
 def test_a_forward_pass_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last guard: whatever the classes say, the scores of two texts are compared."""
-    monkeypatch.setattr(unpadded.UnpaddedEncoder, "_attend", lambda self, projected, groups: projected[:, :32] * 0)
+    monkeypatch.setattr(unpadded, "attend", lambda projected, groups, heads: projected[:, :32] * 0)
     assert make(tiny.bert()).pads
 
 
@@ -212,7 +248,7 @@ def test_a_classifier_that_is_sure_of_both_texts_is_compared_by_its_logits(monke
     with torch.no_grad():
         sure.classifier.bias[:] = torch.tensor([40.0, -40.0])
     assert not make(sure).pads
-    monkeypatch.setattr(unpadded.UnpaddedEncoder, "_attend", lambda self, projected, groups: projected[:, :32] * 0)
+    monkeypatch.setattr(unpadded, "attend", lambda projected, groups, heads: projected[:, :32] * 0)
     assert make(sure).pads
 
 

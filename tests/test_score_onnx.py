@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 
 from promptguard import EraseAndCheck, load_filter, load_mode, load_units
@@ -15,7 +16,6 @@ from promptguard.errors import FilterError, InvalidArgument, UnknownName, Weight
 from promptguard.score.hf import HFFilter
 from promptguard.score.onnx import OnnxFilter
 from promptguard.types import Filter
-from tests import tiny
 
 TEXTS = [*tiny.CORPUS, "how", "", "steal " * 90]
 

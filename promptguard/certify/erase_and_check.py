@@ -78,7 +78,7 @@ class EraseAndCheck:
         anytime: over the limit, check the largest erase budget that fits, and say so, instead of refusing; out of time,
             let pass as safe what was not flagged so far, instead of abstaining.
         early_stop: stop at the first erasure flagged beyond doubt; then `score` is not the maximum over all.
-        batch_size: erasures scored per call of the filter.
+        batch_size: erasures scored per call of the filter; default 64, and 256 where none of them may be the last.
         max_chars: longest text accepted, in code points.
         max_work: code points that the filter reads for a text, None for no limit: what a request may cost.
         progress: called with (erasures checked, erasures to check) after each batch.
@@ -104,13 +104,14 @@ class EraseAndCheck:
         max_checks: int | None = MAX_CHECKS,
         anytime: bool = False,
         early_stop: bool = True,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         max_chars: int = MAX_CHARS,
         max_work: int | None = MAX_WORK,
         progress: Callable[[int, int], None] | None = None,
         max_seconds: float | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
+        batch_size = (64 if early_stop else 256) if batch_size is None else batch_size
         sizes = [batch_size, max_chars, *(limit for limit in (max_checks, max_work) if limit is not None)]
         if not all(isinstance(size, int) and size >= 1 for size in sizes):
             raise InvalidArgument("max_checks, batch_size, max_chars and max_work must be whole numbers, at least 1")

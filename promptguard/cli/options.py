@@ -58,7 +58,7 @@ ScreenOption = Annotated[
     typer.Option(
         "--screen",
         help="bfloat16: bound scores in that precision first and compute only those that matter; another filter, with "
-        "a digest of its own. For BERT and DistilBERT classifiers on the CPU.",
+        "a digest of its own. For BERT, DistilBERT and RoBERTa classifiers on the CPU.",
         metavar="DTYPE",
     ),
 ]

@@ -83,7 +83,7 @@ def load_filter(
         device: where a classifier runs, for instance "cpu" or "cuda".
         dtype: precision of a classifier, "float32" or "bfloat16".
         screen: "bfloat16" bounds scores in that precision first, and computes them in `dtype` where the bound leaves
-            room (`promptguard.score.screen`); for BERT and DistilBERT classifiers on the CPU.
+            room (`promptguard.score.screen`); for BERT, DistilBERT and RoBERTa classifiers on the CPU.
 
     Raises:
         InvalidArgument: an option does not fit the filter.

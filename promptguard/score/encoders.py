@@ -1,4 +1,4 @@
-"""The parts of a transformers encoder whose forward pass is known here: BERT (MiniLM among them) and DistilBERT.
+"""The parts of a transformers encoder whose forward pass is known here: BERT (MiniLM among them), DistilBERT, RoBERTa.
 
 Only the stock classes count. A layer of another class, a replaced `forward`, a hook or a parametrisation computes
 something else, and such a model runs as it is.
@@ -12,7 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BertForSequenceClassification, DistilBertForSequenceClassification
+from transformers import (
+    BertForSequenceClassification,
+    DistilBertForSequenceClassification,
+    RobertaForSequenceClassification,
+)
 from transformers.activations import GELUActivation
 
 _LAYERS = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.ModuleList, nn.Tanh, GELUActivation)
@@ -41,6 +45,7 @@ class Encoder:
     Attributes:
         words: embedding of token ids.
         positions: embedding of places in the sequence.
+        places: the places of tokens from their ids, int64 of shape (sequences, length) both.
         types: embedding of segment ids, or None.
         norm: of the sum of embeddings.
         blocks: at least one.
@@ -52,6 +57,7 @@ class Encoder:
 
     words: Any
     positions: Any
+    places: Callable[[torch.Tensor], torch.Tensor]
     types: Any
     norm: Any
     blocks: tuple[Block, ...]
@@ -78,8 +84,33 @@ def _is_stock(module: nn.Module) -> bool:
     return type(module) in _LAYERS or type(module).__module__ in _MODULES
 
 
+def _in_order(ids: torch.Tensor) -> torch.Tensor:
+    return torch.arange(ids.shape[1]).expand_as(ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _BehindPadding:
+    """RoBERTa's places: padding stands at its own id, other tokens are counted from the next number on."""
+
+    padding: int
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        counted = (ids != self.padding).long()
+        return counted.cumsum(1) * counted + self.padding
+
+
 def _bert(model: Any) -> Encoder:
-    base = model.bert
+    return _like_bert(model, model.bert, _in_order, model.bert.pooler.dense, model.classifier)
+
+
+def _roberta(model: Any) -> Encoder:
+    places = _BehindPadding(model.roberta.embeddings.padding_idx)
+    return _like_bert(model, model.roberta, places, model.classifier.dense, model.classifier.out_proj)
+
+
+def _like_bert(
+    model: Any, base: Any, places: Callable[[torch.Tensor], torch.Tensor], pooler: Any, classifier: Any
+) -> Encoder:
     blocks = tuple(
         Block(
             query=layer.attention.self.query,
@@ -95,17 +126,17 @@ def _bert(model: Any) -> Encoder:
         for layer in base.encoder.layer
     )
     tables = base.embeddings
-
     return Encoder(
         words=tables.word_embeddings,
         positions=tables.position_embeddings,
+        places=places,
         types=tables.token_type_embeddings,
         norm=tables.LayerNorm,
         blocks=blocks,
         heads=model.config.num_attention_heads,
-        pooler=base.pooler.dense,
+        pooler=pooler,
         pooled=torch.tanh,
-        classifier=model.classifier,
+        classifier=classifier,
     )
 
 
@@ -129,6 +160,7 @@ def _distilbert(model: Any) -> Encoder:
     return Encoder(
         words=tables.word_embeddings,
         positions=tables.position_embeddings,
+        places=_in_order,
         types=None,
         norm=tables.LayerNorm,
         blocks=blocks,
@@ -142,5 +174,6 @@ def _distilbert(model: Any) -> Encoder:
 _KNOWN: dict[type, Callable[[Any], Encoder]] = {
     BertForSequenceClassification: _bert,
     DistilBertForSequenceClassification: _distilbert,
+    RobertaForSequenceClassification: _roberta,
 }
 _MODULES = frozenset(kind.__module__ for kind in _KNOWN)

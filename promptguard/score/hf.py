@@ -22,11 +22,7 @@ from promptguard.score.batches import pack, pad
 from promptguard.score.classifier import Classifier, checked_band, checked_batch, checked_threshold, repository
 from promptguard.score.encoders import encoder_of
 from promptguard.score.families import Activation
-from promptguard.score.introspect import (
-    GUARD_BANDS,
-    default_window,
-    position_limit,
-)
+from promptguard.score.introspect import GUARD_BANDS, default_window, position_limit
 from promptguard.score.labels import LabelChoice, readout
 from promptguard.score.token_gradient import classifier_tokens
 from promptguard.score.unpadded import UnpaddedEncoder
@@ -279,12 +275,16 @@ class HFFilter:
     @torch.inference_mode()
     def _without_padding(self) -> UnpaddedEncoder | None:
         """The faster forward pass, where it is known to compute what the model does: the same scores, to rounding."""
-        encoder = encoder_of(self._model) if self._model.device.type == "cpu" and not self._equal else None
+        encoder = None if self._equal else encoder_of(self._model)
         windows = [parts[0] for parts in self._tokenizer(_PROBE)]
         if encoder is None or self._model.dtype not in GUARD_BANDS or not all(window.ids for window in windows):
             return None
         made = UnpaddedEncoder(encoder, segments=self._types)
-        mine, plain = self._classifier.call(made, windows), self._logits(self._batch(windows))
+        try:
+            mine = self._classifier.call(made, windows)
+        except FilterError:  # a device that lacks an operation: the model's own pass will do
+            return None
+        plain = self._logits(self._batch(windows))
         band = GUARD_BANDS[self._model.dtype]
         # Rounding is below the band, in float32 far below it; another function is above. A classifier that is sure of
         # both texts gives them the same scores whatever is computed, so its logits have to agree too.

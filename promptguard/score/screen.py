@@ -75,7 +75,7 @@ class ScreenedFilter:
         and slower. The model is held twice.
 
         Args:
-            exact: an `HFFilter` in float32 that needs no padding: BERT or DistilBERT on the CPU.
+            exact: an `HFFilter` in float32 that needs no padding: BERT, DistilBERT or RoBERTa on the CPU.
             dtype: precision of the screen.
             margin: as for the constructor.
             floor: as for the constructor.
@@ -85,7 +85,9 @@ class ScreenedFilter:
                 with the padding of a batch.
         """
         if not isinstance(exact, HFFilter) or exact.pads or (screen := exact.in_precision(dtype)).pads:
-            raise InvalidArgument(f"filter {exact.name} cannot be screened: only BERT and DistilBERT on the CPU can")
+            raise InvalidArgument(
+                f"filter {exact.name} cannot be screened: only stock BERT, DistilBERT and RoBERTa on the CPU can"
+            )
         return cls(exact, screen, margin=margin, floor=floor)
 
     @property

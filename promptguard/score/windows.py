@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from promptguard.errors import InvalidArgument, discreetly
+from promptguard.score.spelling import Spelling
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class WindowTokenizer:
             raise InvalidArgument(f"window {window} has room for {room} tokens: overlap {overlap} must be under that")
         self.window = window
         self.overlap = overlap
+        self._spelling = Spelling.of(self._whole)
         self._cutting = Tokenizer.from_str(serialised)
         self._cutting.encode_special_tokens = True
         self._cutting.enable_truncation(window, stride=overlap, direction="right")
@@ -88,7 +90,18 @@ class WindowTokenizer:
         Raises:
             FilterError: the tokenizer refuses a text (lone surrogates, not a string).
         """
-        encodings = discreetly("the tokenizer", lambda: self._cutting.encode_batch_fast(list(texts)))
+        if self._spelling is None:
+            return self._cut(list(texts))
+        found = [[Window(spelled.ids, spelled.types)] for spelled in self._spelling(texts)]
+        long = [index for index, (window,) in enumerate(found) if len(window.ids) > self.window]
+        for index, windows in zip(long, self._cut([texts[index] for index in long]), strict=True):
+            found[index] = windows
+        return found
+
+    def _cut(self, texts: list[str]) -> list[list[Window]]:
+        if not texts:
+            return []
+        encodings = discreetly("the tokenizer", lambda: self._cutting.encode_batch_fast(texts))
         return [[Window(part.ids, part.type_ids) for part in (whole, *whole.overflowing)] for whole in encodings]
 
     def attribute(self, pieces: Sequence[str]) -> Attribution:
