@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import random
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import safetensors.numpy
 from data import HARD, Row, digests, load_rows, split_rows
 from lexical import WordPlan, fit
+from noise import Noise, add_options, noise_of
 
 from promptguard.score.arrays import packed
 from promptguard.score.bag import BagFilter, load_bag
@@ -31,6 +33,15 @@ SUMMARY = "Harmful requests by the words that occur; monotone, so certified agai
 
 PLAN = WordPlan(paper_share=300.0, ridge=0.3)
 SCALE = 1000.0  # integers for a weight of 1
+COPIES = 4  # noised versions of each training text
+
+
+def noised(rows: list[Row], noise: Noise | None) -> list[Row]:
+    """The rows to fit: as they are, or some copies of each, noised apart."""
+    if noise is None:
+        return rows
+    rng = random.Random(0)
+    return [{**row, "text": noise(row["text"], rng)} for row in rows for _ in range(COPIES)]
 
 
 def calibrate(weights: dict[str, int], held: list[Row], rate: float) -> dict[str, float]:
@@ -105,12 +116,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the filter")
     parser.add_argument("--bench", type=Path, help="bench.jsonl: evaluate at the end and write eval.jsonl and card.md")
     parser.add_argument("--rate", type=float, default=0.02, help="false positives to calibrate for")
+    add_options(parser)
     args = parser.parse_args()
+    noise = noise_of(args)
     split = split_rows(load_rows(args.data), shift=False)
-    whole = {word: round(value * SCALE) for word, value in fit(split.train, PLAN).items()}
+    whole = {word: round(value * SCALE) for word, value in fit(noised(split.train, noise), PLAN).items()}
     weights = {word: value for word, value in whole.items() if value}
     found = calibrate(weights, split.held, args.rate)
-    record = {"plan": {**asdict(PLAN), "scale": SCALE}, "calibration": found, "data": digests(args.data)}
+    record = {
+        "plan": {**asdict(PLAN), "scale": SCALE, "noise": noise and asdict(noise)},
+        "calibration": found,
+        "data": digests(args.data),
+    }
     ship(args.out, weights, found["total"] + 0.5, record)  # totals are integers: the next one scores 0.5 or more
     print(f"{len(weights)} words; {json.dumps(found)}", flush=True)
     if args.bench:

@@ -17,7 +17,7 @@ import json
 import os
 import random
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "recipe"))
@@ -30,6 +30,7 @@ from data import HARD, Split, Stream, digests, load_rows, split_rows
 from encoder import SEP, Shape, base_folder, base_tensors, load_delta, load_tokenizer, save_filter, sha256
 from evaluate import write_card, write_rows
 from model import MAX_TOKENS, OVERLAP, UNKNOWN, build, collate, max_margins, token_margins
+from noise import add_options, noise_of
 from run import Batch, Plan, Run
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -170,7 +171,7 @@ def one_run(plan: CausalPlan, split: Split, work: Path) -> nn.Module:
     if plan.init and task.teacher is not None:
         layers = {name: value for name, value in task.teacher.state_dict().items() if name.startswith("bert.")}
         model.load_state_dict({name: value for name, value in layers.items() if ".pooler." not in name}, strict=False)
-    return Run(plan, task, model, Starts(split.train, plan.seed), work).train()
+    return Run(plan, task, model, Starts(split.train, plan.seed, noise=plan.noise), work).train()
 
 
 def mean_of(models: list[nn.Module]) -> nn.Module:
@@ -222,15 +223,17 @@ def main() -> None:
     parser.add_argument("--bench", type=Path, help="bench.jsonl: evaluate at the end and write eval.jsonl and card.md")
     parser.add_argument("--work", type=Path, default=Path("runs/causal"), help="checkpoints")
     parser.add_argument("--rate", type=float, default=0.02, help="false positives to calibrate for")
+    add_options(parser)
     args = parser.parse_args()
+    plans = [replace(plan, noise=noise_of(args)) for plan in RUNS]
     split = split_rows(load_rows(args.data), shift=False)
     print(f"{len(split.train)} rows to train on, {len(split.held)} held out", flush=True)
-    model = mean_of([one_run(plan, split, args.work / f"run-{number}") for number, plan in enumerate(RUNS)])
+    model = mean_of([one_run(plan, split, args.work / f"run-{number}") for number, plan in enumerate(plans)])
     folder, tokenizer = base_folder(), load_tokenizer(base_folder())
     save_filter(args.out, model, folder, SHAPE, tokenizer=tokenizer)
     found = calibrate(load_delta(args.out, build(folder)), tokenizer, split.held, args.rate)
     used = {**digests(args.data), "minilm/weights.safetensors": sha256(TEACHER / "weights.safetensors")}
-    record = {"plans": [asdict(plan) for plan in RUNS], "calibration": found, "data": used}
+    record = {"plans": [asdict(plan) for plan in plans], "calibration": found, "data": used}
     own = {"tokenizer": tokenizer, "record": record}
     save_filter(args.out, model, folder, SHAPE, shift=found["margin"], slope=found["slope"], **own)
     print(json.dumps(found), flush=True)

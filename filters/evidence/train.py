@@ -34,6 +34,7 @@ from curve import PAPER, pieces, write_card, write_rows
 from data import HARD, Row, Stream, digests, load_rows, split_rows
 from lexical import WordPlan, fit
 from network import EVIDENCE, UNLIMITED, Lexicon, Network, integers
+from noise import Noise, add_options, noise_of
 
 from promptguard.score.evidence import HEAD_UNIT, EvidenceFilter
 from promptguard.score.wordpieces import read_words
@@ -62,6 +63,7 @@ class Plan:
     varied: float = 0.5
     missing: float = 0.15  # words left out of a harmful text, so that it is not found by one word alone
     longest: int = 64
+    noise: Noise | None = None
     average: float = 0.99
     budgets: tuple[int, ...] = (0, 1, 2, 3, 5, 10, UNLIMITED)
     shares: tuple[int, ...] = (1, 1, 1, 2, 1, 2, 2)
@@ -71,7 +73,7 @@ class Texts:
     """Training texts by share; none is erased, since the bounds hold for the erasures too."""
 
     def __init__(self, rows: list[Row], plan: Plan) -> None:
-        self.stream, self.plan = Stream(rows, plan.seed, plan.harmful), plan
+        self.stream, self.plan = Stream(rows, plan.seed, plan.harmful, plan.noise), plan
         self.rng = random.Random(plan.seed)
         names, shares = self.stream.plans["harmful"]
         shares[names.index(PAPER)] = plan.paper_share
@@ -84,7 +86,8 @@ class Texts:
             return read_words(gibberish(rng, stream.salad)), False
         names, shares = stream.plans[label]
         text = rng.choice(stream.groups[label][rng.choices(names, shares)[0]])["text"]
-        words = read_words(vary(text, rng, stream.salad) if rng.random() < self.plan.varied else text)
+        text = vary(text, rng, stream.salad) if rng.random() < self.plan.varied else text
+        words = read_words(stream.noised(text, rng))
         if len(words) > self.plan.longest:
             at = rng.randrange(len(words) - self.plan.longest + 1)
             words = words[at : at + self.plan.longest]
@@ -198,8 +201,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--rate", type=float, default=0.02, help="false positives to calibrate for")
     parser.add_argument("--budget", type=int, default=10, help="infused words to calibrate for")
+    add_options(parser)
     args = parser.parse_args()
-    plan = Plan(seed=args.seed, steps=args.steps)
+    plan = Plan(seed=args.seed, steps=args.steps, noise=noise_of(args))
     split = split_rows(load_rows(args.data), shift=False)
     print(f"{len(split.train)} rows to train on, {len(split.held)} held out", flush=True)
     words = {word: plan.words_factor * value for word, value in fit(split.train, plan.words).items()}

@@ -29,6 +29,7 @@ from encoder import Shape, base_folder, load_delta, save_filter
 from erasures import deletions, prefixes, scattered
 from evaluate import write_card, write_rows
 from model import MAX_TOKENS, OVERLAP, build, collate, margins, max_margins
+from noise import add_options, noise_of
 from run import Batch, Plan, Run
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -133,11 +134,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--rate", type=float, default=0.02, help="false positives to calibrate for")
     parser.add_argument("--holdout", action="store_true", help="an experiment: keep whole sources out of training")
+    add_options(parser)
     args = parser.parse_args()
     split = split_rows(load_rows(args.data), shift=args.holdout)
-    plan = Plan(seed=args.seed, steps=args.steps)
+    plan = Plan(seed=args.seed, steps=args.steps, noise=noise_of(args))
     torch.manual_seed(plan.seed)  # the fresh classifier
-    run = Run(plan, Erasures(plan), build(base_folder()), Stream(split.train, plan.seed), args.work)
+    run = Run(plan, Erasures(plan), build(base_folder()), Stream(split.train, plan.seed, noise=plan.noise), args.work)
     print(f"{len(split.train)} rows to train on, {len(split.held)} held out", flush=True)
     ship(run, run.train(), args.out, held=split.held, rate=args.rate, train=args.data)
     if args.bench:

@@ -17,6 +17,7 @@ from typing import Any
 
 from augment import ASK, erased, gibberish, vary
 from cleaning import doubtful, protected
+from noise import Noise
 from templates import contrast_rows
 
 Row = dict[str, Any]
@@ -114,10 +115,10 @@ def split_rows(rows: list[Row], shift: bool, seed: int = 7) -> Split:
 class Stream:
     """Training texts, drawn by share; reproducible by (seed, pool number), so a killed run resumes exactly."""
 
-    def __init__(self, rows: list[Row], seed: int, harmful: float = 0.42) -> None:
+    def __init__(self, rows: list[Row], seed: int, harmful: float = 0.42, noise: Noise | None = None) -> None:
         rng = random.Random(seed)
         rows = rows + contrast_rows(rng, ASK)
-        self.seed, self.harmful = seed, harmful
+        self.seed, self.harmful, self.noise = seed, harmful, noise
         self.groups: dict[str, dict[str, list[Row]]] = {"harmful": defaultdict(list), "safe": defaultdict(list)}
         for row in rows:
             self.groups[row["label"]][row["source"]].append(row)
@@ -147,7 +148,12 @@ class Stream:
     def pool(self, number: int, size: int) -> list[tuple[str, int]]:
         """Pool `number` of `size` texts."""
         rng = random.Random(f"{self.seed}-{number}")
-        return [self.draw(rng) for _ in range(size)]
+        drawn = (self.draw(rng) for _ in range(size))
+        return [(self.noised(text, rng), label) for text, label in drawn]
+
+    def noised(self, text: str, rng: random.Random) -> str:
+        """The text as it is trained on."""
+        return self.noise(text, rng) if self.noise else text
 
     def safe_texts(self, per_source: int, draw: float) -> Iterator[str]:
         """Safe training texts for mining erasures: at most `per_source` of each source, others for another `draw`."""

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from data import Stream
 from encoder import base_folder, base_tensors, encode, load_tokenizer, trainable
+from noise import Noise
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ class Plan:
     bf16: bool = True
     max_tokens: int = 64
     shrink: float = 0.9
+    noise: Noise | None = None
 
 
 class Task(Protocol):
