@@ -45,7 +45,11 @@ SECTIONS = {
     "wrap_templates": "DATA/bench.jsonl --attacks DATA/attacks.jsonl --limit 2 --safe 1 --out ROWS",
     "one_pass": "--repeats 15 --threads 1 --out ROWS",
     "judge_positions": "--repeats 3 --out ROWS",
-    "speed": "DATA/bench.jsonl --prompts 4 --threads 1 --out ROWS",
+    "speed": "DATA/bench.jsonl --threads 2 --out ROWS",
+    "latency": "clients --threads 2 --out ROWS",
+    "tasks.serving": "--repeats 3 --threads 1 --out ROWS",
+    "tasks.vision": "",
+    "tasks.vision_lipschitz": "",
     "garak": "run --python .venv-garak/bin/python --probes suffix.GCGCached donotanswer.MaliciousUses "
     "badchars.BadCharacters --out runs/garak",
 }

@@ -7,14 +7,20 @@ In one process, on the same model and prompts, in turn and in a new order each t
 * published, 32: the same with the pipeline's batch_size=32.
 * forward: one plain forward pass of the prompt.
 * float32: `EraseAndCheck` over the tokens, the exact filter.
-* screened: the same with bounds in bfloat16 (`promptguard.score.screen`).
+* screened: the same with bounds in bfloat16 (`promptguard.score.screen`); "int8" with bounds in int8.
 * floor: the arithmetic of the distinct erased texts, as the model's own forward pass does it without padding, at the
-  rate of the fastest float32 matrix multiplication measured in the same run. Our engine leaves out a sixth of it.
+  rate of the fastest float32 matrix multiplication measured in the same run; "floor, cut" is what is left of it after
+  the two exact cuts of our engine (`promptguard.score.unpadded`).
 
-[SEP] is the first token that the published suffix mode erases, so its budget is one larger here. What counts is the
-ratio to the published procedure on the same prompt: median with quartiles, and the ratio of sums. "Agree" counts the
-prompts with the verdict of the plain model on our erasures; the stray [SEP] in the published erasures makes them other
-texts. "Apart" is the largest difference of the float32 score from that of the plain model.
+[SEP] is the first token that the published suffix mode erases, so its budget is one larger here. It has no two blocks;
+there it gets our erasures. Where it has more than 400 candidates, 200 of them are drawn and timed and the time is
+scaled by their number: the row says so. On harmful prompts our engine stops at the first erasure that it is sure of;
+the published procedure does not stop.
+
+What counts is the ratio to the published procedure on the same prompt: median with a bootstrap 95 % interval over the
+prompts, and the ratio of sums. "Agree" counts the prompts with the verdict of the plain model on our erasures, or where
+they were sampled, on the sample; the stray [SEP] in the published erasures makes them other texts. "Apart" is the
+largest difference of the float32 score from that of the plain model.
 """
 
 from __future__ import annotations
@@ -38,21 +44,38 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 from benchmarks.one_pass import PASSAGE
 from benchmarks.table import Table, read_lines
 from promptguard import EraseAndCheck, load_mode
+from promptguard.errors import InvalidArgument
 from promptguard.score.bundled import load_bundled
 from promptguard.score.hf import HFFilter
 from promptguard.score.linear import linear
 from promptguard.score.screen import ScreenedFilter
+from promptguard.types import EraseMode
 from promptguard.units import Tokens
 
 TITLE = "Every erasure, beside the published procedure"
-MODES = (("suffix", 20), ("insertion", 10), ("infusion", 1), ("infusion", 2))
-SIZES = (8, 10, 12, 14, 17, 20)  # words of the prompts that are cut from the passage
-NAMES = ("published, 32", "float32", "screened", "floor")
+MODES = {
+    "suffix 20": ("suffix", 20, 1),
+    "insertion 10": ("insertion", 10, 1),
+    "insertion 20": ("insertion", 20, 1),
+    "insertion 2 x 3": ("insertion", 3, 2),
+    "infusion 1": ("infusion", 1, 1),
+    "infusion 2": ("infusion", 2, 1),
+    "infusion 3": ("infusion", 3, 1),
+}
+GROUPS = ("safe", "10", "25", "60", "200", "harmful")  # the paper's test prompts, and everyday text of so many tokens
+SCREENS = {"screened": "bfloat16", "int8": "int8"}
+WAYS = ("published, 32", "float32", *SCREENS)
+SAMPLED_OVER, SAMPLE = 400, 200
 
 
-def published_erasures(ids: Sequence[int], kind: str, budget: int) -> Iterator[list[int]]:
+def published_erasures(ids: Sequence[int], kind: str, budget: int, blocks: int = 1) -> Iterator[list[int]]:
     """The id sequences that the published code scores, [SEP] among the ids; the prompt itself first."""
     n = len(ids)
+    if blocks > 1:
+        for erasure in load_mode(kind, budget, blocks).erasures(n):
+            gone = {i for start, stop in erasure.runs for i in range(start, stop)}
+            yield [token for i, token in enumerate(ids) if i not in gone]
+        return
     yield list(ids)
     if kind == "suffix":
         yield from (list(ids[: n - i]) for i in range(1, min(budget, n) + 1))
@@ -61,16 +84,36 @@ def published_erasures(ids: Sequence[int], kind: str, budget: int) -> Iterator[l
             yield from ([*ids[:start], *ids[end:]] for end in range(start + 1, min(start + budget, n) + 1))
     if kind == "infusion":
         for erased in range(1, budget + 1):
-            for gone in combinations(range(n), erased):
-                yield [token for i, token in enumerate(ids) if i not in gone]
+            for gone_ids in combinations(range(n), erased):
+                yield [token for i, token in enumerate(ids) if i not in gone_ids]
 
 
-def published(classify: Any, text: str, kind: str, budget: int, **options: int) -> bool:
-    """The verdict of the published procedure."""
-    ids = classify.tokenizer(text)["input_ids"][1:]
-    texts = [classify.tokenizer.decode(kept) for kept in published_erasures(ids, kind, budget + (kind == "suffix"))]
-    answers = classify(texts, **options)
-    return any(answer["label"] == "harmful" for answer in answers)
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The published procedure for one prompt: all its candidates, or a sample of them.
+
+    Attributes:
+        classify: the pipeline.
+        ids: token ids of what is scored.
+        count: candidates that there are.
+    """
+
+    classify: Any
+    ids: Sequence[Sequence[int]]
+    count: int
+
+    @classmethod
+    def of(cls, classify: Any, text: str, mode: str, rng: random.Random) -> Published:
+        """Cut a prompt; the lengthening by [SEP] is that of the published suffix mode."""
+        kind, budget, blocks = MODES[mode]
+        ids = classify.tokenizer(text)["input_ids"][1:]
+        found = list(published_erasures(ids, kind, budget + (kind == "suffix"), blocks))
+        return cls(classify, rng.sample(found, SAMPLE) if len(found) > SAMPLED_OVER else found, len(found))
+
+    def verdict(self, **options: int) -> bool:
+        """Decode, tokenise again, classify."""
+        texts = [self.classify.tokenizer.decode(kept) for kept in self.ids]
+        return any(answer["label"] == "harmful" for answer in self.classify(texts, **options))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +122,7 @@ class Subject:
 
     name: str
     exact: HFFilter
-    screened: ScreenedFilter
+    screened: dict[str, ScreenedFilter]
     classify: Any
 
     @property
@@ -88,7 +131,7 @@ class Subject:
         return self.classify.model
 
 
-def subject(name: str) -> Subject:
+def subject(name: str, screened: Sequence[str] = tuple(SCREENS)) -> Subject:
     """MiniLM as it is bundled, or a random model of DistilBERT's shape with its tokenizer, to which all is safe."""
     bundled = load_bundled("minilm")
     if not isinstance(bundled, HFFilter):
@@ -103,7 +146,18 @@ def subject(name: str) -> Subject:
             model.classifier.bias.copy_(torch.tensor([8.0, 0.0]))
         exact = HFFilter(model.eval(), bundled.tokenizer, label="harmful", window=512)
     classify = pipeline("text-classification", model=exact._model, tokenizer=exact.tokenizer, device="cpu")
-    return Subject(name, exact, ScreenedFilter.of(exact), classify)
+    return Subject(name, exact, screens(exact, screened), classify)
+
+
+def screens(exact: HFFilter, wanted: Sequence[str]) -> dict[str, ScreenedFilter]:
+    """The filter screened in those of the wanted precisions that there are."""
+    found = {}
+    for way in wanted:
+        try:
+            found[way] = ScreenedFilter.of(exact, SCREENS[way])
+        except InvalidArgument:
+            continue
+    return found
 
 
 def matmul_rate(width: int) -> float:
@@ -119,15 +173,22 @@ def matmul_rate(width: int) -> float:
     return sum(2 * 2048 * k * n for k, n in shapes) / best
 
 
-def arithmetic(subject_: Subject, texts: Sequence[str]) -> float:
-    """Floating-point operations of the plain forward passes of these texts, each token once."""
+def arithmetic(subject_: Subject, texts: Sequence[str]) -> tuple[float, float]:
+    """Floating-point operations of the plain forward passes of these texts, each token once; and after the two cuts."""
     config = subject_.model.config
     layers = getattr(config, "n_layers", None) or config.num_hidden_layers
     hidden = getattr(config, "dim", None) or config.hidden_size
     inner = getattr(config, "hidden_dim", None) or config.intermediate_size
-    lengths = [len(ids) for ids in subject_.exact.tokenizer(list(texts))["input_ids"]]
+    sequences = subject_.exact.tokenizer(list(texts))["input_ids"]
+    tokens, squares = sum(map(len, sequences)), sum(len(ids) ** 2 for ids in sequences)
     each = 2 * (4 * hidden * hidden + 2 * hidden * inner)
-    return float(sum(layers * (each * t + 4 * t * t * hidden) for t in lengths))
+    attention = 4 * squares * hidden
+    places = len({(place, token) for ids in sequences for place, token in enumerate(ids)})
+    first = 6 * hidden * hidden * (tokens - places)  # projections of a token at a place that was met before
+    last = (each - 4 * hidden * hidden) * (tokens - len(sequences))  # all but keys and values, of all but one token
+    last += attention - 4 * tokens * hidden
+    plain = float(layers * (each * tokens + attention))
+    return plain, plain - first - last
 
 
 def _seconds(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -136,142 +197,205 @@ def _seconds(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def candidates(units: Tokens, text: str, kind: str, budget: int) -> list[str]:
+def candidates(units: Tokens, text: str, mode: EraseMode) -> list[str]:
     """The distinct texts that erase-and-check scores."""
     pieces = units(text)
     found: dict[str, None] = {}
-    for erasure in load_mode(kind, budget).erasures(len(pieces)):
+    for erasure in mode.erasures(len(pieces)):
         gone = {i for start, stop in erasure.runs for i in range(start, stop)}
         found[" ".join("".join(p for i, p in enumerate(pieces) if i not in gone).split())] = None
     return [text for text in found if text]
 
 
-def ways(subject_: Subject, kind: str, budget: int, text: str) -> dict[str, Callable[[], Any]]:
-    """What is timed, for one prompt."""
-    units, tokenizer = Tokens(subject_.exact.tokenizer), subject_.exact.tokenizer
-    encoded = tokenizer(text, return_tensors="pt")
+def measure(subject_: Subject, mode: str, group: str, text: str, rng: random.Random) -> dict[str, Any]:
+    """One row: seconds of every way for one prompt, and what they answered."""
+    kind, budget, blocks = MODES[mode]
+    units, erase = Tokens(subject_.exact.tokenizer), load_mode(kind, budget, blocks)
+    theirs = Published.of(subject_.classify, text, mode, rng)
+    encoded = subject_.exact.tokenizer(text, return_tensors="pt")
     ready = {key: encoded[key] for key in ("input_ids", "attention_mask")}
-    certifiers = [
-        EraseAndCheck(filter_, load_mode(kind, budget), units, early_stop=False)
-        for filter_ in (subject_.exact, subject_.screened)
-    ]
+    mine = {"float32": subject_.exact, **subject_.screened}
+    options: dict[str, Any] = {"early_stop": group == "harmful", "max_checks": None, "max_work": None}
+    certifiers = {way: EraseAndCheck(filter_, erase, units, **options) for way, filter_ in mine.items()}
 
     @torch.inference_mode()
     def forward() -> Any:
         return subject_.model(**ready)
 
-    return {
-        "published": lambda: published(subject_.classify, text, kind, budget),
-        "published, 32": lambda: published(subject_.classify, text, kind, budget, batch_size=32),
+    calls: dict[str, Callable[[], Any]] = {
+        "published": theirs.verdict,
+        "published, 32": lambda: theirs.verdict(batch_size=32),
         "forward": forward,
-        "float32": lambda: certifiers[0].certify(text),
-        "screened": lambda: certifiers[1].certify(text),
+        **{way: lambda certifier=certifier: certifier.certify(text) for way, certifier in certifiers.items()},  # type: ignore[misc]
     }
+    for way in ("forward", *certifiers):  # the first calls compile kernels
+        calls[way]()
+    times, answers = {}, {}
+    for way in rng.sample(list(calls), len(calls)):
+        times[way], answers[way] = _seconds(calls[way])
+    for way in ("published", "published, 32"):
+        times[way] *= theirs.count / len(theirs.ids)
+    erased = candidates(units, text, erase)
+    flops, cut = arithmetic(subject_, erased)
+    found = {"candidates": len(erased), "flops": flops, "flops_cut": cut, "seconds": times, "tokens": len(units(text))}
+    found["published_candidates"] = theirs.count
+    found["published_sampled"] = len(theirs.ids) if len(theirs.ids) < theirs.count else None
+    return found | _agreement(subject_, erased, answers, rng, stops=options["early_stop"])
 
 
-def measure(subject_: Subject, mode: tuple[str, int], text: str, repeats: int, rng: random.Random) -> dict[str, Any]:
-    """One row: seconds of every way for one prompt, and what they answered."""
-    calls = ways(subject_, *mode, text)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    answers: dict[str, Any] = {}
-    for name in ("forward", "float32", "screened"):  # the first calls compile kernels
-        calls[name]()
-    for _ in range(repeats):
-        for name in rng.sample(list(calls), len(calls)):
-            seconds, answers[name] = _seconds(calls[name])
-            times[name].append(seconds)
-    units = Tokens(subject_.exact.tokenizer)
-    erased = candidates(units, text, *mode)
-    plain = max(_harm(scores) for scores in subject_.classify(erased, top_k=None))
-    labels = [answers["published"], answers["published, 32"]]
-    labels += [str(answers[name].label) == "harmful" for name in ("float32", "screened")]
-    return {
-        "model": subject_.name,
-        "mode": f"{mode[0]} {mode[1]}",
-        "tokens": len(units(text)),
-        "candidates": len(erased),
-        "flops": arithmetic(subject_, erased),
-        "seconds": {name: statistics.median(found) for name, found in times.items()},
-        "agree": [label == (plain >= subject_.exact.threshold) for label in labels],
-        "apart": abs(answers["float32"].score - plain),
-    }
+def _agreement(
+    subject_: Subject, erased: list[str], answers: dict[str, Any], rng: random.Random, *, stops: bool
+) -> dict[str, Any]:
+    """Whose verdict is that of the plain model, and how far the exact score is from its score."""
+    is_sample = len(erased) > SAMPLED_OVER
+    looked_at = rng.sample(erased, SAMPLE) if is_sample else erased
+    plain = max(_harm(scores) for scores in subject_.classify(looked_at, top_k=None))
+    expected = plain >= subject_.exact.threshold
+    ours = {way: str(answer.label) == "harmful" for way, answer in answers.items() if hasattr(answer, "label")}
+    said = {way: answers[way] for way in ("published", "published, 32")} | ours
+    # A sample may miss what is flagged; it cannot score above the maximum.
+    agree = {way: label == expected or (is_sample and label and not expected) for way, label in said.items()}
+    gap = answers["float32"].score - plain
+    return {"agree": agree, "apart": None if stops else (max(0.0, -gap) if is_sample else abs(gap))}
 
 
 def _harm(scores: list[dict[str, Any]]) -> float:
     return next(float(score["score"]) for score in scores if score["label"] == "harmful")
 
 
-def prompts(data: Path | None, count: int) -> list[str]:
-    """Safe test prompts of the paper, drawn with seed 0, or cuts of a passage of our own."""
-    if data is not None:
+def prompts(data: Path | None, group: str, count: int) -> list[str]:
+    """Test prompts of the paper, drawn with seed 0, or cuts of a passage of our own with so many tokens, about."""
+    if group in {"safe", "harmful"} and data is not None:
         rows = read_lines(data)
-        safe = [row["text"] for row in rows if (row["source"], row["label"]) == ("kumar_erase_check", "safe")]
-        return random.Random(0).sample(safe, count)
-    words = PASSAGE.split()
-    return [" ".join(words[7 * i :][: SIZES[i % len(SIZES)]]) for i in range(count)]
+        found = [row["text"] for row in rows if (row["source"], row["label"]) == ("kumar_erase_check", group)]
+        return random.Random(0).sample(found, count)
+    words = PASSAGE.split() * 2
+    size = round(int(group if group.isdecimal() else 15) / 1.2)  # words; marks are tokens too
+    return [" ".join(words[11 * i :][:size]) for i in range(count)]
 
 
 def tables(results: Path) -> list[Table]:
     """Speed-up over the published procedure."""
     rows = read_lines(results / "speed" / "rows.jsonl")
-    lines = []
-    for model, mode in dict.fromkeys((row["model"], row["mode"]) for row in rows):
-        some = [row for row in rows if (row["model"], row["mode"]) == (model, mode)]
-        for row in some:
-            row["seconds"]["floor"] = row["flops"] / row["matmul_rate"]
-        base = [row["seconds"]["published"] for row in some]
-        cells = [_ratio(base, [row["seconds"][name] for row in some]) for name in NAMES]
-        mine = sum(row["seconds"]["float32"] for row in some)
-        rate = sum(row["candidates"] for row in some) / mine
-        share = sum(row["seconds"]["floor"] for row in some) / mine
-        agreed = "/".join(str(sum(row["agree"][i] for row in some)) for i in range(4))
-        forward = sum(row["seconds"]["float32"] / row["seconds"]["forward"] for row in some) / len(some)
-        numbers = [f"{rate:.0f}", f"{100 * share:.0f} %", f"{forward:.1f}", f"{agreed} of {len(some)}"]
-        lines.append([model, mode, *cells, *numbers, f"{max(row['apart'] for row in some):.0e}"])
-    heads = ["model", "mode", *NAMES, "candidates/s", "floor / float32", "forwards", "agree", "apart"]
-    memory = max((row["peak_mb"] for row in rows), default=0)
-    threads = sorted({row["threads"] for row in rows})
-    note = (
-        f"Threads: {threads}. Peak memory of the whole run: {memory:.0f} MB. Candidates per second, the share of the "
-        'floor and "forwards" (plain forward passes that a certificate costs) are for float32. "Agree": published one '
-        "at a time and by 32, float32, screened."
+    found = []
+    for threads in sorted({row["threads"] for row in rows}, reverse=True):
+        some = [row for row in rows if row["threads"] == threads]
+        ways = [way for way in WAYS if any(way in row["seconds"] for row in some)]
+        heads = [
+            "model, mode",
+            "prompts",
+            *ways,
+            "floor",
+            "floor, cut",
+            "candidates/s",
+            "cut floor / float32",
+            "forwards",
+        ]
+        for stops in (False, True):
+            cells: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+            for row in some:
+                if (row["group"] == "harmful") == stops:
+                    cells.setdefault((row["model"], row["mode"], row["group"]), []).append(row)
+            title = "Harmful prompts, ours stopping early" if stops else "Times faster than the published procedure"
+            lines = [_line(*key, cell, ways) for key, cell in cells.items()]
+            note = (
+                'Median [95 %], ratio of sums. Candidates per second, the share of the floor and "forwards" (plain '
+                "forward passes that a certificate costs) are for float32. Agree: published one at a time and by 32, "
+                "float32, screens. * 200 of the published candidates were timed, and their time scaled."
+            )
+            found.append(Table(f"{title}; {threads} threads", [*heads, "agree", "apart"], lines, note))
+    return [*found, _memory(read_lines(results / "speed" / "memory.jsonl"))]
+
+
+def _line(model: str, mode: str, group: str, rows: Sequence[dict[str, Any]], ways: Sequence[str]) -> list[str]:
+    base = [row["seconds"]["published"] for row in rows]
+    columns = [[row["seconds"].get(way) for row in rows] for way in ways]
+    columns += [[row[flops] / row["matmul_rate"] for row in rows] for flops in ("flops", "flops_cut")]
+    mine = sum(row["seconds"]["float32"] for row in rows)
+    rate = sum(row["candidates"] for row in rows) / mine
+    share = sum(row["flops_cut"] / row["matmul_rate"] for row in rows) / mine
+    forwards = statistics.median(row["seconds"]["float32"] / row["seconds"]["forward"] for row in rows)
+    agreed = "/".join(str(sum(row["agree"][way] for row in rows)) for way in rows[0]["agree"])
+    apart = [row["apart"] for row in rows if row["apart"] is not None]
+    star = "*" if any(row["published_sampled"] for row in rows) else ""
+    about = f"{len(rows)} {group}" + (" tokens" if group.isdecimal() else "")
+    numbers = [f"{rate:.0f}", f"{100 * share:.0f} %", f"{forwards:.1f}", f"{agreed} of {len(rows)}"]
+    last = f"{max(apart):.0e}" if apart else ""
+    return [f"{model}, {mode}{star}", about, *(_ratio(base, column) for column in columns), *numbers, last]
+
+
+def _ratio(base: Sequence[float], mine: Sequence[float | None]) -> str:
+    pairs = [(a, b) for a, b in zip(base, mine, strict=True) if b is not None]
+    if not pairs:
+        return ""
+    ratios = [a / b for a, b in pairs]
+    rng = random.Random(0)
+    medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(1000))
+    sums = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
+    return f"{statistics.median(ratios):.1f} [{medians[25]:.1f}, {medians[974]:.1f}], {sums:.1f}"
+
+
+def _memory(rows: Sequence[dict[str, Any]]) -> Table:
+    lines = [[row["model"], row["way"], f"{row['peak_mb']:.0f} MB", f"{row['rest_mb']:.0f} MB"] for row in rows]
+    note = "Largest resident memory of a process of its own that runs insertion 10 on 4 prompts, and before the first."
+    return Table("Peak memory", ["model", "way", "peak", "with the model loaded"], lines, note)
+
+
+def run_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Rows in the order in which they are measured."""
+    for name in args.models:
+        subject_ = subject(name)
+        width = getattr(subject_.model.config, "dim", None) or subject_.model.config.hidden_size
+        for mode in args.modes:
+            for group in args.groups:
+                rng = random.Random(f"{args.seed} {name} {mode} {group}")
+                for number, text in enumerate(prompts(args.data, group, args.prompts)):
+                    about = {"model": name, "mode": mode, "group": group, "prompt": number, "threads": args.threads}
+                    row = about | measure(subject_, mode, group, text, rng)
+                    row |= {"matmul_rate": matmul_rate(width), "seed": args.seed, "torch": torch.__version__}
+                    yield row | {"load": round(os.getloadavg()[0], 2)}
+
+
+def memory_row(name: str, way: str, data: Path | None, threads: int) -> dict[str, Any]:
+    """Resident memory of this process, which has done nothing yet, in one way over some prompts."""
+    subject_ = subject(name, [way] if way in SCREENS else [])
+    if way in SCREENS and way not in subject_.screened:
+        raise SystemExit(f"there is no screening in {SCREENS[way]}")
+    kind, budget, blocks = MODES["insertion 10"]
+    filter_ = subject_.screened.get(way, subject_.exact)
+    certifier = EraseAndCheck(
+        filter_, load_mode(kind, budget, blocks), Tokens(subject_.exact.tokenizer), early_stop=False
     )
-    return [Table("Times faster than the published procedure: median [quartiles], ratio of sums", heads, lines, note)]
-
-
-def _ratio(base: Sequence[float], mine: Sequence[float]) -> str:
-    found = [a / b for a, b in zip(base, mine, strict=True)]
-    low, middle, high = statistics.quantiles(found, n=4) if len(found) > 1 else found * 3
-    return f"{middle:.1f} [{low:.1f}, {high:.1f}], {sum(base) / sum(mine):.1f}"
+    rest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for text in prompts(data, "safe", 4):
+        if way == "published, 32":
+            Published.of(subject_.classify, text, "insertion 10", random.Random(0)).verdict(batch_size=32)
+        else:
+            certifier.certify(text)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"model": name, "way": way, "peak_mb": peak / 1e3, "rest_mb": rest / 1e3, "threads": threads}
 
 
 def main() -> None:
     """Measure, and append rows to a file if one is given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("data", type=Path, nargs="?", help="bench.jsonl: the paper's safe test prompts")
+    parser.add_argument("data", type=Path, nargs="?", help="bench.jsonl: the paper's test prompts")
     parser.add_argument("--models", nargs="+", choices=["minilm", "distilbert"], default=["minilm", "distilbert"])
-    parser.add_argument("--modes", nargs="+", default=[f"{kind} {budget}" for kind, budget in MODES])
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=["suffix 20", "insertion 10"])
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=["safe"])
     parser.add_argument("--prompts", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--memory", choices=WAYS, help="peak memory of one way instead, with the first of the models")
     parser.add_argument("--out", type=Path, help="JSON lines are appended here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rng = random.Random(0)
-    for name in args.models:
-        subject_ = subject(name)
-        width = getattr(subject_.model.config, "dim", None) or subject_.model.config.hidden_size
-        for mode in (mode for mode in MODES if f"{mode[0]} {mode[1]}" in args.modes):
-            for number, text in enumerate(prompts(args.data, args.prompts)):
-                row = measure(subject_, mode, text, args.repeats, rng)
-                row |= {"prompt": number, "threads": args.threads, "matmul_rate": matmul_rate(width)}
-                row |= {"load": round(os.getloadavg()[0], 2), "repeats": args.repeats, "torch": torch.__version__}
-                row["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-                shown = {key: round(row["seconds"]["published"] / value, 1) for key, value in row["seconds"].items()}
-                print(name, *mode, row["candidates"], shown, row["agree"], f"{row['apart']:.0e}", flush=True)
-                if args.out:
-                    with args.out.open("a", encoding="utf-8") as rows:
-                        rows.write(json.dumps(row, sort_keys=True) + "\n")
+    peaks = [memory_row(args.models[0], args.memory, args.data, args.threads)] if args.memory else None
+    for row in peaks or run_rows(args):
+        print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
+        if args.out:
+            with args.out.open("a", encoding="utf-8") as rows:
+                rows.write(json.dumps(row, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ class Certificate:
         filter: digest of the filter.
         assumes: the conditions under which it holds, in words.
         degraded: True when a limit of checks or time made `threat` smaller than what was asked for.
-        may_abstain: True when a time budget may end a check: an attacked text then keeps the label or gets ABSTAIN.
+        may_abstain: True when a time budget may end a check: an attacked text then keeps the label, gets ABSTAIN or is
+            refused.
     """
 
     label: Label | int

@@ -15,6 +15,7 @@ from scipy.stats import beta
 from typer.testing import CliRunner, Result
 
 from promptguard.certify.erase_and_check import EraseAndCheck
+from promptguard.certify.pace import OutOfTime
 from promptguard.cli import app
 from promptguard.erase import load_mode
 from promptguard.errors import FilterError, InvalidArgument
@@ -232,6 +233,29 @@ def test_smaller_budgets_score_no_higher() -> None:
                 for budget in (0, 1, 2, 3)
             ]
             assert scores == sorted(scores)
+
+
+def test_a_time_budget_flags_no_more_and_what_it_leaves_unfinished_is_blocked_on_top() -> None:
+    """What `Calibration.check` says of `max_seconds`: the bound stays one on flagged texts, not on blocked ones."""
+    ticks = iter(range(10**9))
+    settings: dict[str, Any] = {"early_stop": False, "batch_size": 1}
+    timed = EraseAndCheck(
+        TestFilter(lambda text: random.Random(text).random(), threshold=0.8),
+        load_mode("suffix", 6), Words(), max_seconds=5.0, clock=lambda: float(next(ticks)), **settings,
+    )  # fmt: skip
+    whole = EraseAndCheck(timed.filter, timed.mode, timed.units, **settings)
+    made(numbers(50), timed.filter, mode=timed.mode).model_copy(update={"threshold": 0.8}).check(timed)
+    pairs = []
+    for i in range(60):
+        text = " ".join(f"w{i}x{j}" for j in range(7))
+        try:
+            mine = str(timed.certify(text).label)
+        except OutOfTime:
+            mine = "refused"
+        pairs.append((mine, str(whole.certify(text).label)))
+    assert ("harmful", "safe") not in pairs
+    assert any(mine != "harmful" for mine, full in pairs if full == "harmful")
+    assert any(mine in {"abstain", "refused"} for mine, full in pairs if full == "safe")
 
 
 class Strange:

@@ -190,6 +190,16 @@ def test_safe_texts_and_bare_margins_are_not_certified() -> None:
     assert certificate.threat.budget == 0
 
 
+@pytest.mark.parametrize("widths", [(1,), (1, 1), (2,)])
+def test_texts_with_nothing_visible_have_a_score(widths: tuple[int, ...]) -> None:
+    filter_ = WindowFilter(windows(0, widths))
+    text = "\u200b"
+    (score,) = filter_([text])
+    bounds = filter_.edit_scores(text, 2)
+    assert bounds[0] == score
+    assert all(filter_([near])[0] >= bounds[1] - filter_.guard_band for near in neighbours(text))
+
+
 class Broken(WindowFilter):
     def __init__(self, bounds: list[float]) -> None:
         super().__init__(windows(0))

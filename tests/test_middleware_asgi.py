@@ -330,6 +330,10 @@ ANSWERS: dict[str, Any] = {
     "own form": lambda text: JSONResponse({"id": text}),
     "list": lambda text: JSONResponse([{"reply": text}]),
     "error": lambda text: JSONResponse({"error": text}, status_code=500),
+    "beside choices": lambda text: JSONResponse({"question": text, "choices": ["a", "b"]}),
+    "words of the format": lambda text: JSONResponse({"output": "ok", "status": text, "type": text}),
+    "deep id": lambda text: JSONResponse({"delta": "x", "items": [{"id": text}]}),
+    "key": lambda text: JSONResponse({"choices": [{"message": {"parsed": {text: 1}}}]}),
 }
 
 
@@ -356,6 +360,11 @@ def test_blocked_answers_are_withheld(name: str) -> None:
         lambda: Response(b'{"a": "x", "a": "y"}', media_type="application/json"),
         lambda: Response(raw({"a": CAKE}), media_type="application/json", headers={"content-encoding": "br"}),
         lambda: JSONResponse({"choices": [{"message": {"audio": {"data": "eA=="}}}]}),
+        lambda: Response(CAKE, media_type="text/event-stream"),
+        lambda: Response(raw({"response": CAKE}) + b"\n", media_type="text/event-stream"),
+        lambda: Response(b"\xef\xbb\xbfdata: {}\n\ndata: {}\n\n", media_type="text/event-stream"),
+        lambda: Response(b"event: a cake\ndata: {}\n\n", media_type="text/event-stream"),
+        lambda: Response(b": a cake\ndata: {}\n\n", media_type="text/event-stream"),
     ],
 )
 def test_answers_that_cannot_be_read_are_withheld(make: Any) -> None:

@@ -264,7 +264,17 @@ def test_a_native_hook_reads_event_streams_and_refuses_what_it_cannot_read() -> 
 
     cake = [event("a ca"), event("ke")]
     assert asyncio.run(collected(*cake)) == cake
-    for chunks in ([event("a bo"), event("mb")], [b"data: {odd\n\n"], [object()], [7]):
+    odd: list[list[Any]] = [
+        [b"data: {odd\n\n"],
+        [object()],
+        [7],
+        [BOMB],
+        [CAKE],
+        [": " + BOMB + "\n", event("x")],
+        ["\ud800"],
+    ]
+    beside = {"choices": [{"index": 0, "message": {"content": "x"}}], "citations": [BOMB], "metadata": (BOMB,)}
+    for chunks in ([event("a bo"), event("mb")], *odd, [beside]):
         with pytest.raises(GuardrailRaisedException):
             asyncio.run(collected(*chunks))
 

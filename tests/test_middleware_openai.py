@@ -63,6 +63,10 @@ class Upstream:
             streams = False
         if path.endswith("/models"):
             return JSONResponse({"object": "list", "data": [{"id": f"m {CANARY}", "object": "model"}]})
+        if path.endswith("/cake"):
+            return JSONResponse({"object": "list", "data": [{"id": "m1", "content": CAKE}], "has_more": False})
+        if request.method == "GET":
+            return JSONResponse({"object": "list", "data": [{"id": "m1", "content": BOMB}], "has_more": False})
         if path.endswith("/odd"):
             return JSONResponse({"odd": "form"})
         if path.endswith("/embeddings"):
@@ -364,6 +368,47 @@ def test_answers_without_text_pass_and_answers_of_another_form_do_not() -> None:
         Upstream().sync(check_output=True).post("/odd", body={"prompt": CAKE}, cast_to=object)
 
 
+LISTS_OF_TEXT: dict[str, Callable[[Any], Any]] = {
+    "stored messages": lambda client: client.chat.completions.messages.list("c-1"),
+    "items": lambda client: client.conversations.items.list("c-1"),
+    "messages of a thread": lambda client: client.get("/threads/t/messages", cast_to=object),
+    "file": lambda client: client.get("/files/f-1/content", cast_to=object),
+    "store": lambda client: client.get("/vector_stores/v/files/f/content", cast_to=object),
+    "own path": lambda client: client.get("/conversations/models/x", cast_to=object),
+    "other place": lambda client: client.get("http://testserver/v1/v1/models/x", cast_to=object),
+}
+
+
+@pytest.mark.parametrize("name", LISTS_OF_TEXT)
+def test_lists_of_a_models_text_are_checked(name: str) -> None:
+    LISTS_OF_TEXT[name](Upstream().sync())
+    with pytest.raises(BlockedRequest):
+        LISTS_OF_TEXT[name](Upstream().sync(check_output=True))
+
+    async def asked() -> Any:
+        return await LISTS_OF_TEXT[name](Upstream().asynchronous(check_output=True))
+
+    with pytest.raises(BlockedRequest):
+        asyncio.run(asked())
+
+
+def test_allowed_lists_pass_and_lists_of_things_are_not_read() -> None:
+    client = Upstream().sync(check_output=True)
+    assert CAKE in str(client.get("/threads/t/messages/cake", cast_to=object))
+    for path in ("/models/m", "/files", "/files/f-1", "/batches", "/fine_tuning/jobs/j", "/vector_stores"):
+        assert CANARY in str(client.get(path, cast_to=object))
+
+
+def test_text_beside_the_events_of_a_stream_is_not_given_out() -> None:
+    class Aside(Upstream):
+        def events(self, found: list[Any]) -> Response:
+            return Response(f": {BOMB}\n\ndata: {json.dumps(found[0])}\n\n".encode(), media_type="text/event-stream")
+
+    CALLS["stream"](Aside().sync(), CAKE)
+    with pytest.raises(BlockedRequest):
+        CALLS["stream"](Aside().sync(check_output=True), CAKE)
+
+
 def stream_of(*events: Any) -> list[Any]:
     body = b"".join(b"data: " + json.dumps(event).encode() + b"\r\n\r\n" for event in events)
     found = read_events(body + b"data: [DONE]\r\n\r\n", "text/event-stream; charset=utf-8")
@@ -406,7 +451,7 @@ def test_the_order_of_choices_in_a_chunk_does_not_matter() -> None:
 def test_an_event_stream_that_is_not_json_is_unreadable() -> None:
     assert read_events(b"data: {broken\n\n", "text/event-stream") is None
     assert read_events(b"<html>", "text/html") is None
-    assert read_events(b": comment\n\nevent: x\ndata: {\ndata: }\n\n", "text/event-stream") == [{}]
+    assert read_events(b": ping\n\nevent: x\ndata: {\ndata: }\n\n", "text/event-stream") == [{}]
     assert read_events(b'data: {"a": 1}', "text/event-stream") == [{"a": 1}]
 
 

@@ -140,6 +140,25 @@ def test_costs_are_bounded_before_inference(limits: dict[str, Any], body: dict[s
     assert (status != 429) or int(answer.headers["retry-after"]) > 60
 
 
+def test_the_inputs_of_moderations_cost_together_what_a_request_may() -> None:
+    with served(config(BOMB, limits={"characters": 300, "checks": 50})) as client:
+        for many, flagged in ((1, 0), (50, 50)):
+            texts = [f"cake {n} cake" for n in range(many)]
+            results = client.post("/v1/moderations", json={"input": texts}).json()["results"]
+            assert [result["flagged"] for result in results].count(True) == flagged
+            assert len(results) == many
+    with served(config(BOMB, limits={"work_per_minute": 100})) as client:
+        assert client.post("/v1/moderations", json={"input": ["cake"] * 20}).status_code == 200
+        assert client.post("/v1/moderations", json={"input": "cake"}).status_code == 429
+
+
+def test_too_many_texts_are_charged_what_they_were_to_read() -> None:
+    with served(config(limits={"work_per_minute": 1000}), Fake()) as client:
+        body = ask(zz=[f"a{n}" for n in range(3000)])
+        codes = [client.post(CHAT, json=body).json()["error"]["code"] for _ in range(2)]
+    assert codes == ["over_budget", "rate_limit_exceeded"]
+
+
 def test_an_owner_may_observe_and_a_client_may_only_tighten() -> None:
     observing = config(policy={"on_harmful": "allow"})
     fake = Fake()
@@ -401,6 +420,42 @@ def test_the_playground_is_there_unless_there_are_keys() -> None:
         assert client.get("/playground/menu").json()
     with served(config(BOMB)) as client:
         assert client.get("/").status_code == 404
+
+
+def test_a_reload_that_brings_keys_closes_the_playground(monkeypatch: pytest.MonkeyPatch) -> None:
+    holders: list[Holder] = []
+
+    class Kept(Holder):
+        def __init__(self, state: State) -> None:
+            super().__init__(state)
+            holders.append(self)
+
+    monkeypatch.setattr("promptguard.serve.app.Holder", Kept)
+    keyed = State.of(config(BOMB | {"playground": None}, keys=[{"name": "a", "sha256": "0" * 64}]))
+
+    async def swap() -> None:
+        holders[0].swap(keyed)
+
+    with served(config(BOMB | {"playground": None})) as client:
+        assert client.post("/playground/check", json=_question("a bomb")).status_code == 200
+        assert client.portal is not None
+        client.portal.call(swap)
+        for path in ("/", "/playground/menu", "/playground/app.js"):
+            assert client.get(path).status_code == 404
+        for name in ("check", "cost", "prefixes", "attack"):
+            assert client.post(f"/playground/{name}", json=_question("a bomb")).status_code == 404
+
+
+def test_the_playground_is_charged() -> None:
+    with served(config(BOMB | {"playground": None}, limits={"work_per_minute": 50})) as client:
+        assert client.post("/playground/check", json=_question("a cake is not a bomb")).status_code == 200
+        refused = client.post("/playground/check", json=_question("a cake"))
+        assert (refused.status_code, refused.json()["error"]["kind"]) == (400, "Throttled")
+        assert client.post("/v1/certify", json={"text": "a cake"}).status_code == 429
+
+
+def _question(text: str) -> dict[str, Any]:
+    return {"text": text, "choice": {"filter": "keyword", "mode": "suffix", "budget": 5, "unit": "word"}}
 
 
 def test_no_text_of_a_request_or_an_answer_reaches_a_log(caplog: pytest.LogCaptureFixture) -> None:

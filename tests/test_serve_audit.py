@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from serving import AUDIT_KEY, BASE, CANARY, Fake, ask, config, served
 from typer.testing import CliRunner
 
 from promptguard.cli import app
+from promptguard.serve import audit
 from promptguard.serve.audit import AuditLog
 from promptguard.serve.chain import AuditError, Link, encode, head_path, write_head
 from promptguard.serve.config import Audit, Fsync
@@ -236,6 +238,219 @@ def test_no_line_is_lost_under_load(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     write(path, 500, fsync=Fsync.ROTATION, max_bytes=20_000)
     assert verify(files(tmp_path), KEY).link.lines == 500
+
+
+# What goes wrong on the way.
+
+
+def one_after_another(
+    path: Path, count: int, before: Callable[[int], None] = lambda _n: None, **more: Any
+) -> list[str]:
+    """Lines one at a time, each answered in seconds: "ok", or why it was not written."""
+
+    async def all_of_them() -> list[str]:
+        log, found = AuditLog(section(path, **more)), []
+        for n in range(count):
+            before(n)
+            try:
+                await asyncio.wait_for(log.append({"n": n, "pad": "x" * 400}), 5)
+            except AuditError as error:
+                found.append(str(error))
+            else:
+                found.append("ok")
+        await asyncio.to_thread(log.close)
+        return found
+
+    return asyncio.run(all_of_them())
+
+
+def test_a_new_log_is_not_begun_beside_older_files_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    assert one_after_another(path, 20, max_bytes=4096) == ["ok"] * 20
+    old = {file: file.read_bytes() for file in files(tmp_path) if file != path}
+    assert old
+    path.rename(tmp_path / "audit.jsonl.bak")
+    head_path(path).rename(tmp_path / "audit.jsonl.head.bak")
+    with pytest.raises(AuditError, match="move all its files away"):
+        AuditLog(section(path, max_bytes=4096))
+    assert {file: file.read_bytes() for file in files(tmp_path)} == old
+    write(tmp_path / "audit-1.jsonl", 3)  # the log of another process is another log
+    for file in old:
+        file.rename(file.with_suffix(".bak"))
+    write(path, 3)
+    assert verify([path], KEY).link.lines == 3
+
+
+def test_a_full_file_takes_a_name_that_no_file_has(tmp_path: Path) -> None:
+    path, taken = tmp_path / "audit.jsonl", tmp_path / "audit.000000000000.jsonl"
+    write(path, 1)
+    taken.write_text("somebody else's")
+    assert one_after_another(path, 12, max_bytes=4096) == ["ok"] * 12
+    assert taken.read_text() == "somebody else's"
+    assert (tmp_path / "audit.000000000000.1.jsonl").exists()
+    assert verify([file for file in files(tmp_path) if file != taken], KEY).link.lines == 13
+
+
+def test_a_full_file_is_named_by_its_first_line_after_a_restart_too(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    write(path, 3)
+    one_after_another(path, 12, max_bytes=4096)
+    named = [file for file in files(tmp_path) if file != path]
+    assert [file.name for file in named] == ["audit.000000000000.jsonl"]
+    assert json.loads(named[0].read_text().splitlines()[0])["seq"] == 0
+
+
+@pytest.mark.parametrize("call", ["rename", "open"])
+def test_a_file_that_cannot_be_closed_goes_on(
+    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    fails: list[Path] = []
+    right = getattr(Path, call)
+
+    def wrong(self: Path, *args: Any, **more: Any) -> Any:
+        if self == path and len(fails) < 2:
+            fails.append(self)
+            raise OSError(24, "not now")
+        return right(self, *args, **more)
+
+    def begin(n: int) -> None:
+        if n == 0:  # the log is open
+            monkeypatch.setattr(Path, call, wrong)
+
+    assert one_after_another(path, 16, begin, max_bytes=4096) == ["ok"] * 16
+    assert len(fails) == 2
+    assert caplog.text.count("a full file could not be closed") == 2
+    assert len(files(tmp_path)) == 2
+    assert path.stat().st_size < 4096
+    assert verify(files(tmp_path), KEY).link.lines == 16
+
+
+def test_a_log_whose_process_died_before_its_first_head_is_taken_up_and_one_without_a_head_is_not(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    AuditLog(section(path)).close()
+    head = head_path(path).read_bytes()
+    write(path, 1)
+    head_path(path).write_bytes(head)  # the process died between the line and its head
+    assert verify([path], KEY).link.lines == 1
+    write(path, 1)
+    assert verify([path], KEY).link.lines == 2
+    head_path(path).unlink()
+    with pytest.raises(AuditError, match="no head"):
+        AuditLog(section(path))
+
+
+def test_a_cut_log_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    write(path, 3)
+    cut = path.read_bytes()[:-5]
+    path.write_bytes(cut)
+    with pytest.raises(AuditError, match="shorter than its head"):
+        AuditLog(section(path))
+    assert path.read_bytes() == cut
+
+
+def test_a_head_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    write(path, 2)
+    for content in (b"", path.read_bytes().splitlines(keepends=True)[-1]):
+        head_path(path).write_bytes(content)
+        for take in (lambda: AuditLog(section(path)), lambda: verify([path], KEY)):
+            with pytest.raises(AuditError, match="head of"):
+                take()
+    head_path(path).unlink()
+    head_path(path).mkdir()
+    with pytest.raises(AuditError, match="cannot read the head"):
+        verify([path], KEY)
+
+
+@pytest.mark.parametrize(
+    ("fsync", "per_line"), [(Fsync.ALWAYS, ["audit.jsonl", "audit.jsonl.head.new"]), (Fsync.ROTATION, [])]
+)
+def test_lines_then_heads_are_forced_to_the_disk(
+    tmp_path: Path, fsync: Fsync, per_line: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forced: list[str] = []
+    right = os.fsync
+
+    def note(file: int) -> None:
+        forced.append(Path(os.readlink(f"/proc/self/fd/{file}")).name)
+        right(file)
+
+    monkeypatch.setattr(os, "fsync", note)
+    one_after_another(tmp_path / "audit.jsonl", 3, fsync=fsync)
+    assert forced == ["audit.jsonl.head.new", tmp_path.name, *per_line * 3]
+    forced.clear()
+    one_after_another(tmp_path / "audit.jsonl", 1, fsync=fsync, max_bytes=4096)
+    one_after_another(tmp_path / "audit.jsonl", 3, fsync=Fsync.ROTATION, max_bytes=4096)
+    assert "audit.jsonl" not in forced[1 + len(per_line) :]
+    one_after_another(tmp_path / "audit.jsonl", 2, fsync=Fsync.ROTATION, max_bytes=4096)
+    assert len(files(tmp_path)) == 2
+    assert forced[-3:] == ["audit.jsonl", "audit.jsonl.head.new", tmp_path.name]
+
+
+def test_a_folder_that_cannot_be_forced_does_not_stop_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, code = os.fsync, [22]
+
+    def wrong(file: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(code[0], "not here")
+        right(file)
+
+    monkeypatch.setattr(os, "fsync", wrong)
+    assert one_after_another(tmp_path / "audit.jsonl", 2) == ["ok", "ok"]
+    code[0] = 5
+    with pytest.raises(AuditError, match="cannot write"):
+        AuditLog(section(tmp_path / "audit.jsonl"))
+
+
+@pytest.mark.parametrize("error", [KeyError("a prompt"), RecursionError("a prompt"), SystemExit("a prompt")])
+@pytest.mark.parametrize("call", ["encode", "write_head"])
+def test_whatever_goes_wrong_fails_its_request_only(
+    tmp_path: Path, call: str, error: BaseException, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    right = getattr(audit, call)
+
+    def wrong(*_args: Any, **_more: Any) -> Any:
+        raise error
+
+    found = one_after_another(path, 3, lambda n: monkeypatch.setattr(audit, call, wrong if n == 1 else right))
+    assert found == ["ok", f"the audit log cannot be written: {type(error).__name__}", "ok"]
+    assert "a prompt" not in caplog.text
+    assert type(error).__name__ in caplog.text
+    assert verify([path], KEY).link.lines == (2 if call == "encode" else 3)
+
+
+def test_half_a_line_that_could_not_be_taken_off_is_taken_off_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    right = os.fsync, os.ftruncate
+
+    def wrong(*_args: int) -> None:
+        raise OSError(5, "io")
+
+    def switch(n: int) -> None:
+        monkeypatch.setattr(os, "fsync", wrong if n in {1, 2} else right[0])
+        monkeypatch.setattr(os, "ftruncate", wrong if n in {1, 2} else right[1])
+
+    found = one_after_another(path, 5, switch)
+    assert [answer == "ok" for answer in found] == [True, False, False, True, True]
+    assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [0, 3, 4]
+    assert verify([path], KEY).link.lines == 3
+
+
+def test_a_closed_log_does_not_keep_anybody_waiting(tmp_path: Path) -> None:
+    async def late() -> None:
+        log = AuditLog(section(tmp_path / "audit.jsonl"))
+        log.close()
+        with pytest.raises(AuditError, match="closed"):
+            await asyncio.wait_for(log.append({"n": 1}), 5)
+
+    asyncio.run(late())
 
 
 # The command.

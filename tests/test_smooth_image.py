@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ from torch import nn
 from promptguard.certify.smooth_image import GaussianSmoothing, ImageSampling
 from promptguard.errors import FilterError, InvalidArgument
 from promptguard.types import Certifier, Label
+from promptguard.vision.denoise import DiffusionDenoiser
 from promptguard.vision.looks import Looks
-from promptguard.vision.models import Normalised
+from promptguard.vision.models import Consensus, Normalised, PretrainedClassifier
 from promptguard.vision.noise import Gaussian, GridGaussian, LinearGaussian
 from promptguard.vision.runner_up import ClassPartition, Rest
-from promptguard.vision.votes import Tally
+from promptguard.vision.votes import Tally, digest
 
 
 class Plane(nn.Module):
@@ -134,6 +136,19 @@ def test_slack_is_taken_off_at_both_ends() -> None:
     assert loose.certificate.threat.budget < tight.certificate.threat.budget - 0.04
     needed = plane(noise=Loose, radius=0.5).certify(at(2.0)).threshold
     assert needed >= float(ndtr(0.5 + ndtri(0.51))) + 0.01
+
+
+def test_radii_are_of_the_tensor_that_is_given_not_of_the_noise_grid() -> None:
+    class Short(Gaussian):
+        shrink = 0.5
+
+    whole, half = (plane(noise=noise, sampling={"samples": 20_000}).certify(at(1.0)) for noise in (Gaussian, Short))
+    assert whole.certificate is not None
+    assert half.certificate is not None
+    assert half.certificate.threat.budget == pytest.approx(whole.certificate.threat.budget / 2, rel=1e-9)
+    asked = plane(noise=Short, radius=0.5, sampling={"samples": 20_000})
+    assert asked.certify(at(2.0)).threshold >= float(ndtr(1.0))
+    assert asked.certify(at(0.7)).certificate is None  # within .7 of the plane, but not within .5 / shrink
 
 
 # Classes
@@ -325,6 +340,73 @@ def test_a_certificate_names_the_weights_that_voted() -> None:
         names.append(certificate.filter)
     assert names[0] != names[1]
     assert names[1] == names[2]
+
+
+def one_of(middle: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 3), middle, nn.Linear(3, 2))
+
+
+class Shared(nn.Module):
+    """A tensor that no state dict holds."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.tensor(value), persistent=False)
+
+
+class Configured(nn.Module):
+    """A constant that only a configuration names, as the heads of a transformer."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.config = {"heads": heads}
+
+
+def denoiser(sigma: float, kind: str) -> nn.Module:
+    schedule = SimpleNamespace(
+        alphas_cumprod=torch.linspace(0.99, 0.01, 50), config=SimpleNamespace(prediction_type=kind)
+    )
+    return DiffusionDenoiser(nn.Identity(), schedule, sigma)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda: one_of(nn.ReLU()), lambda: one_of(nn.Tanh())),
+        (lambda: nn.Conv2d(1, 1, 1), lambda: nn.Conv2d(1, 1, 1, stride=2)),
+        (lambda: Consensus([nn.Identity()] * 3, 1), lambda: Consensus([nn.Identity()] * 3, 2)),
+        (lambda: resized((4, 4)), lambda: resized(None)),
+        (lambda: denoiser(0.25, "epsilon"), lambda: denoiser(0.5, "epsilon")),
+        (lambda: denoiser(0.25, "epsilon"), lambda: denoiser(0.25, "sample")),
+        (lambda: Shared(1.0), lambda: Shared(2.0)),
+        (lambda: Configured(1), lambda: Configured(2)),
+    ],
+)
+def test_models_with_the_same_weights_that_compute_something_else_have_another_name(one: Any, other: Any) -> None:
+    def named(make: Any) -> str:
+        torch.manual_seed(0)
+        return digest(make())
+
+    assert named(one) == named(one)
+    assert named(one) != named(other)
+
+
+def resized(size: tuple[int, int] | None) -> nn.Module:
+    return PretrainedClassifier(nn.Identity(), SimpleNamespace(image_mean=[0.5], image_std=[0.5]), size)
+
+
+def test_a_certificate_names_the_layers_that_voted() -> None:
+    last = nn.Linear(3, 2)
+    model = nn.Sequential(nn.Identity(), last).eval()
+    with torch.no_grad():
+        last.weight.copy_(torch.tensor([[-1.0, 0, 0], [1.0, 0, 0]]))
+    certifier = GaussianSmoothing(model, 1.0, sampling=ImageSampling(samples=1000), rng=random.Random(0))
+    before = certifier.certify(at(3.0)).certificate
+    model[0] = nn.Tanh().eval()  # no weight is written to
+    after = certifier.certify(at(3.0)).certificate
+    assert before is not None
+    assert after is not None
+    assert before.filter != after.filter
 
 
 @pytest.mark.parametrize("noise", [Gaussian, LinearGaussian, partial(GridGaussian, levels=255)])

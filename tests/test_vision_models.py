@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -264,6 +264,37 @@ def test_an_attack_on_the_selector_alone_is_within_no_certificate() -> None:
     for move in torch.linspace(-0.99, 0.99, 41):
         assert whole.certify(torch.tensor([float(move) * budget, 0, 0, 0])).label == 1
     assert whole.certify(torch.tensor([0.3, 0, 0, 0])).label == 0
+
+
+def test_the_threat_of_a_selection_is_the_smaller_one_not_the_answering_model_s() -> None:
+    far, near = Fixed(7, 0.5), Fixed(1, 0.3)
+    assert CertifiedSelection(near, far, far).certify(X).threat == Threat("l2", 0.3, "image")
+    assert CertifiedSelection(Fixed(1, None), far, far).certify(X).threat == Threat("l2", 0.0, "image")
+    assert CertifiedSelection(Fixed(Label.ABSTAIN, 0.3), far, far).certify(X).threat is None
+
+    class Threatless:
+        def certify(self, x: torch.Tensor) -> Verdict:
+            return replace(far.certify(x), threat=None, certificate=None)
+
+    assert CertifiedSelection(near, Threatless(), far).certify(X).threat is None
+
+
+@pytest.mark.parametrize("which", [(True, False), (False, True), (False, False)])
+def test_a_part_that_may_abstain_or_is_degraded_makes_the_whole_so(which: tuple[bool, bool]) -> None:
+    class Timed(Fixed):
+        timed = False
+
+        def certify(self, x: torch.Tensor) -> Verdict:
+            found = super().certify(x)
+            assert found.certificate is not None
+            certificate = replace(found.certificate, may_abstain=self.timed, degraded=self.timed)
+            return replace(found, certificate=certificate, degraded=self.timed)
+
+    choice, answer = Timed(1, 0.5), Timed(7, 0.5)
+    choice.timed, answer.timed = which
+    verdict = CertifiedSelection(choice, answer, answer).certify(X)
+    assert verdict.certificate is not None
+    assert verdict.certificate.may_abstain is verdict.certificate.degraded is verdict.degraded is any(which)
 
 
 def test_certificates_that_do_not_fit_are_refused() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy.special import ndtr
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from promptguard.certify.smooth_image import GaussianSmoothing, ImageSampling
 from promptguard.errors import InvalidArgument
@@ -97,6 +98,35 @@ def test_images_off_the_grid_are_refused() -> None:
         GridGaussian(0.25).logits(Seen(), image)  # every way to write 8 bits as a fraction
 
 
+@pytest.mark.parametrize("image", [torch.float16, torch.bfloat16, torch.complex64])
+def test_images_in_types_that_hold_no_even_grid_are_refused(image: torch.dtype) -> None:
+    """In float16 a step may be .996 of 1/255: a move of so many steps is shorter than the certificate says."""
+    with pytest.raises(InvalidArgument, match="float32"):
+        GridGaussian(0.25).logits(Seen(), torch.zeros(1, 2, 2, dtype=image))
+
+
+@pytest.mark.parametrize("value", [4.0 + 1 / 255, -5.0, 4 * 255 + 1, -(2**40)])
+def test_images_far_from_the_grid_are_refused(value: float) -> None:
+    """Steps of float32 get shorter the larger a number is, so `shrink` is of a range."""
+    with pytest.raises(InvalidArgument):
+        GridGaussian(0.25).logits(Seen(), torch.full((1, 2, 2), value))
+
+
+@pytest.mark.parametrize("levels", [1, 16, 100, 255, 1000, 65535, 65536])
+def test_no_step_between_stored_images_is_shorter_than_the_grid_s_by_more_than_shrink(levels: int) -> None:
+    steps = np.arange(-4 * levels, 4 * levels + 1)
+    stored = [(steps / levels).astype(kind) for kind in (np.float32, np.float64)]
+    shortest = min(
+        float(((b[1:].astype(np.longdouble) - a[:-1].astype(np.longdouble)) * levels).min())
+        for a in stored
+        for b in stored
+    )
+    shrink = GridGaussian(0.25, levels).shrink
+    assert shrink < shortest
+    assert shrink > 1 - 2.5 * (1 - shortest) - 2**-20
+    assert shrink > (0.97 if levels > 1000 else 0.999)
+
+
 class Fine(nn.Module):
     """Class 1 iff every pixel is a multiple of 2^-24: what rounding x + e leaves visible of x (trap T6)."""
 
@@ -166,6 +196,70 @@ def test_noise_is_fresh_for_every_image_and_certifier() -> None:
     certifier = GaussianSmoothing(network(64, 8), 5.0, sampling=sampling)
     scores |= {certifier.certify(torch.zeros(1, 8, 8)).score for _ in "abcd"}
     assert len(scores) > 2
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+class Backwards(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = -self[0](x)
+        return found
+
+
+class Reversed(nn.Flatten):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).flip(1)
+
+
+def hooked(part: int | None, before: bool = False) -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    where = model if part is None else model[part]
+    if before:
+        where.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    else:
+        where.register_forward_hook(lambda module, args, out: -out)
+    return model
+
+
+def replaced() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 2))
+    model[0].forward = lambda x: x[:, :2]
+    return model
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(Doubled(4, 2)),
+        nn.Sequential(nn.Flatten(), Doubled(4, 2)),
+        Backwards(nn.Linear(4, 2)),
+        nn.Sequential(Reversed(), nn.Linear(4, 2)),
+        nn.Sequential(nn.Flatten(0), nn.Linear(4, 2)),
+        nn.Sequential(spectral_norm(nn.Linear(4, 2))),
+        *(hooked(part, before) for part in (None, 0, 1) for before in (False, True)),
+        replaced(),
+    ],
+)
+def test_a_first_layer_that_does_something_else_is_refused(model: nn.Module) -> None:
+    with pytest.raises(InvalidArgument, match="Sequential"):
+        LinearGaussian(0.25).logits(model.eval(), torch.zeros(1, 4))
+
+
+def test_a_linear_layer_without_flatten_needs_flat_images() -> None:
+    model = nn.Sequential(nn.Linear(4, 2)).eval()
+    LinearGaussian(0.25).logits(model, torch.zeros(1, 4))
+    with pytest.raises(InvalidArgument, match="flat"):
+        LinearGaussian(0.25).logits(model, torch.zeros(1, 1, 4))
+
+
+def test_a_layer_that_is_used_twice_is_run_twice() -> None:
+    halve = nn.AvgPool1d(2)
+    model = nn.Sequential(nn.Linear(4, 8), halve, nn.Identity(), halve).eval()
+    x = torch.rand(4)
+    assert draws(LinearGaussian(1e-6), model, x, 3).shape == model(x[None].expand(3, -1)).shape == (3, 2)
 
 
 @pytest.mark.parametrize("noise", [Gaussian, LinearGaussian, partial(GridGaussian, levels=16)])

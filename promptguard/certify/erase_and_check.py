@@ -133,6 +133,11 @@ class EraseAndCheck:
         if self._timer:
             self._timer.warm_up(lambda text, pace: self._search(Pieces.of(text, units), mode, pace))
 
+    @property
+    def lists_erasures(self) -> bool:
+        """Whether erasures are scored one by one, so that their number counts; else a few passes cover them all."""
+        return self._way.limited
+
     def cost(self, x: str) -> Cost:
         """What `certify(x)` with the full budget comes to, before duplicates are removed; no inference.
 

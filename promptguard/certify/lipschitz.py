@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from promptguard.errors import InvalidArgument
-from promptguard.lipschitz.bound import up
+from promptguard.lipschitz.analysis import LARGEST
+from promptguard.lipschitz.bound import down, up
 from promptguard.lipschitz.local import local_pairs
 from promptguard.lipschitz.network import SQRT2, constants
 from promptguard.threat import L2, Threat
@@ -81,6 +82,8 @@ class LipschitzCertifier:
         self._local = local
         found = constants(self._network, shape)
         self._relative, self._absolute = (up(2 * SQRT2 * e) for e in (found.whole.relative, found.whole.absolute))
+        # The largest norm of an input at which nothing overflows; -inf for none.
+        self._largest = down((LARGEST - found.whole.level) / found.whole.swing)
         sample = next(t for t in (*network.parameters(), *network.buffers()) if t.is_floating_point())
         self._kind, device = sample.dtype, sample.device
         pairs = found.pairs + self._relative
@@ -104,11 +107,12 @@ class LipschitzCertifier:
         logits = self._network(batch).double()
         top = logits.max(1)
         size = torch.linalg.vector_norm(batch.flatten(1), dim=1, dtype=torch.float64)
+        room = self._largest - size
         slack = size.mul_(self._relative * (1 + 2.0**-40)).add_(self._absolute)
         # What is left of the top logit once the others are taken away; NaN where logits are not finite.
         lead = (top.values - slack).unsqueeze(1).sub(logits).sub_(logits.abs(), alpha=2.0**-48)
         radii = lead.mul_(self._inverse[top.indices]).scatter_(1, top.indices.unsqueeze(1), math.inf).amin(1)
-        return Radii(top.indices, radii.nan_to_num_(nan=0.0, posinf=math.inf).clamp_(min=0))
+        return Radii(top.indices, torch.minimum(radii, room).nan_to_num_(nan=0.0).clamp_(min=0))
 
     def certify(self, x: torch.Tensor) -> Verdict:
         """Check one tensor.
@@ -140,6 +144,8 @@ class LipschitzCertifier:
         size = up(float(torch.linalg.vector_norm(x.double())))
 
         def holds(radius: float) -> bool:
+            if not size + radius <= self._largest:
+                return False
             needed = local_pairs(self._network, x, radius, label) * radius
             slack = up(self._relative * up(size + radius) + self._absolute)
             enough = lead.cpu() * _BELOW > needed + slack
@@ -173,9 +179,13 @@ class LipschitzCertifier:
 
 
 def _digest(network: nn.Module) -> str:
-    """sha256 over what the network computes: its modules, and its tensors by name, type, shape and content."""
+    """sha256 over what the network computes: modules with their constants, tensors by name, type, shape and content."""
     found = hashlib.sha256(repr(network).encode())
-    for name, tensor in network.state_dict().items():
+    for name, module in network.named_modules():  # `repr` leaves some constants out, of AvgPool2d for one
+        constants_ = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str | tuple)}
+        found.update(f"|{name}|{sorted(constants_.items())}".encode())
+    tensors = (*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False))
+    for name, tensor in tensors:
         found.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()

@@ -112,6 +112,7 @@ class GaussianSmoothing:
         if harmful is not None and (not harmful or not all(isinstance(c, int) and c >= 0 for c in harmful)):
             raise InvalidArgument("harmful must be class indices, at least one")
         self.model, self.noise, self.radius = model, noise(sigma), radius
+        self._sigma = self.noise.sigma * self.noise.shrink  # radii are of the tensors that are given
         self.sampling = sampling = sampling or ImageSampling()
         self._runner_up = runner_up or Rest()
         self._merged = harmful is not None
@@ -120,7 +121,7 @@ class GaussianSmoothing:
         )
         self._rng = rng or random.SystemRandom()
         self._looks: dict[float, Looks] = {}
-        self._known: tuple[tuple[int, ...], str] | None = None
+        self._known: tuple[tuple[str, *tuple[int, ...]], str] | None = None
         if radius is None:
             if sampling.samples < (least := trials_needed(0.5, 1 - sampling.alpha)):
                 raise InvalidArgument(f"{sampling.samples} samples can never certify an image: take at least {least}")
@@ -199,7 +200,7 @@ class GaussianSmoothing:
 
     def _largest(self, chosen: int, selection: Tally, votes: Tally, slack: float) -> Verdict:
         shares = self._runner_up.shares(chosen, selection, votes, self.sampling.alpha)
-        radius = certified_radius(*shares, self.noise.sigma, slack)
+        radius = certified_radius(*shares, self._sigma, slack)
         label = self._label(chosen) if radius > 0 else Label.ABSTAIN
         share = int(votes.counts[chosen]) / votes.trials
         return self._verdict(label, share, 0.5, votes.trials, radius, holds=radius > 0)
@@ -218,7 +219,7 @@ class GaussianSmoothing:
             open_ = open_[undecided]
             if not len(open_):
                 break
-        needed = share_needed(radius, self.noise.sigma, slack)
+        needed = share_needed(radius, self._sigma, slack)
         verdicts = []
         for label, votes_for, at in zip(chosen, successes, last, strict=True):
             holds, trials = bool(votes_for >= looks.holds[at]), int(looks.trials[at])
@@ -228,7 +229,7 @@ class GaussianSmoothing:
 
     def _looks_of(self, slack: float) -> Looks:
         if slack not in self._looks:
-            sampling, sigma = self.sampling, self.noise.sigma
+            sampling, sigma = self.sampling, self._sigma
             needed = share_needed(self.radius or 0.0, sigma, slack)
             self._looks[slack] = Looks.of(
                 needed, share_needed(0.0, sigma, slack), sampling.alpha, sampling.samples,

@@ -14,6 +14,9 @@ paraphrases of each other or last year's traffic are not. Repeated texts count a
 A text that cannot be checked (empty, too long, over the limit of checks) is blocked at any threshold, so it counts as
 the highest score there is: under the same limits, the bound is one on safe texts *blocked*, for either reason. The rate
 is one per text; a guard that checks several texts of a request blocks requests more often.
+
+No time budget is part of it. A certifier with `max_seconds` looks at some of the erasures, so it flags no more and the
+bound on *flagged* texts holds; texts that it abstains from or refuses for want of time are blocked on top of it.
 """
 
 from __future__ import annotations

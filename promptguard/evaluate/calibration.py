@@ -134,6 +134,9 @@ class Calibration(BaseModel):
         fall. A larger one is refused. In the wrap modes a smaller budget refuses more texts as too long, so there it
         must be the same.
 
+        A certifier with `max_seconds` is served, and less is promised for it: the bound is then one on texts that are
+        flagged, not on those that are blocked because time ran out.
+
         Raises:
             InvalidArgument: something differs; the message names all that does.
         """

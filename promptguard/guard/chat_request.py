@@ -3,9 +3,10 @@
 One reading serves chat completions, completions, responses, embeddings and their relatives, because a client chooses
 the path and the fields: `messages`, `input` and `prompt` become messages, whichever of them is there, and every other
 field that can bring text to a model (tools, instructions, prediction, response_format, metadata, fields that nobody has
-heard of) is context. A field is left out only if it is a known setting whose strings are single words, such as `model`
-or `reasoning_effort`. What holds text that cannot be read here (tokens instead of text, histories and prompts stored
-elsewhere, templates, embeddings) is unscannable, and the policy blocks it by default.
+heard of) is context. A field is left out only if it is a known setting whose strings are single words, such as `model`,
+or fixed ones, such as those of `reasoning_effort`. What holds text that cannot be read here (tokens instead of text,
+histories and prompts stored elsewhere, templates, embeddings, tools that the client points at a server or at files) is
+unscannable, and the policy blocks it by default; so is what lets the client cut the text that was checked.
 
 Source: the OpenAI API reference and the request models of its Python client, version 3.54; vLLM's further fields.
 """
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from promptguard.errors import InvalidRequest
-from promptguard.guard.reading import strings_of
+from promptguard.guard.reading import MEDIA, is_nothing, names_any, strings_of
 
 # Settings of the answer: numbers, switches and words, which no chat template prints.
 _SETTINGS = frozenset({
@@ -32,6 +33,25 @@ _SETTINGS = frozenset({
     "include_stop_str_in_output", "add_generation_prompt", "continue_final_message", "add_special_tokens", "priority",
     "keep_alive", "guardrails",
 })  # fmt: skip
+# The words that some settings may hold; any other word there is text.
+_EFFORTS = frozenset({"none", "minimal", "low", "medium", "high", "xhigh", "max", "default", "auto"})
+_THOUGHTS = _EFFORTS | {
+    "type", "enabled", "disabled", "adaptive", "budget_tokens", "max_tokens", "effort", "summary", "generate_summary",
+    "concise", "detailed", "exclude", "display", "summarized", "omitted",
+}  # fmt: skip
+_WORDS = {
+    "reasoning_effort": _EFFORTS,
+    "verbosity": _EFFORTS,
+    "thinking": _THOUGHTS,
+    "reasoning": _THOUGHTS,
+    "modalities": frozenset({"text", "audio", "image"}),
+    "truncation": frozenset({"disabled"}),
+    "include": frozenset({
+        "code_interpreter_call.outputs", "computer_call_output.output.image_url", "file_search_call.results",
+        "message.input_image.image_url", "message.output_text.logprobs", "reasoning.encrypted_content",
+        "web_search_call.action.sources", "web_search_call.results",
+    }),
+}  # fmt: skip
 _WORD = re.compile(r"[\w.:/@+~=<>|-]{0,128}", re.ASCII)  # no blank: too little for a sentence
 # Fields that are text by their nature: their own names carry nothing, so only what is inside is read.
 _TEXTS = frozenset({
@@ -44,9 +64,18 @@ _ELSEWHERE = frozenset({
     "previous_response_id", "conversation", "chat_template", "chat_template_kwargs", "prompt_embeds",
     "prompt_token_ids", "input_ids", "inputs_embeds", "multi_modal_data", "context", "raw", "template", "images",
     "image", "file", "files", "mm_processor_kwargs", "kv_transfer_params", "container",
+    "input_file_id", "file_id", "file_ids", "vector_store_ids", "server_url", "connector_id", "truncate_prompt_tokens",
 })  # fmt: skip
 _CONVERSATION = frozenset({"messages", "input", "prompt"})
 _KNOWN = _SETTINGS | _TEXTS | _ELSEWHERE | _CONVERSATION
+# Fields inside a tool by which a client chooses whose text the model reads.
+_SOURCES = MEDIA | {"server_url", "connector_id", "vector_store_ids", "container_id"}
+_OF_TOOLS = _SOURCES | {"skills", "skill_id"}
+_SCHEMAS = frozenset(
+    {"parameters", "input_schema", "output_schema", "schema", "json_schema"}
+)  # there any name may stand
+_STRUCTURES = frozenset({"tools", "functions", "tool_choice", "system", "instructions", "prediction", "suffix"})
+_INSIDE = _SOURCES | _ELSEWHERE | _CONVERSATION  # what no unknown field may hold
 _STATUSES = frozenset({"in_progress", "completed", "incomplete"})
 
 
@@ -84,20 +113,24 @@ def read_request(body: object) -> ChatRequest:
             case "input":
                 messages.extend(_input(value))
             case "prompt":
-                messages.extend(_prompt(value))
+                messages.extend(_prompt(value, body.get("suffix")))
             case _ if name in _ELSEWHERE:
-                messages.extend([] if _is_nothing(value) else [None])
+                messages.extend([] if is_nothing(value) else [None])
             case _:
                 context.extend(_field(name, value))
-                # A server that ignores case would take it for the conversation; a list of numbers, for tokens.
-                if name not in _KNOWN and (name.casefold() in _KNOWN or _holds_tokens(value)):
-                    messages.append(None)
+                messages.extend([None] if _is_unreadable(name, value) else [])
     return ChatRequest(tuple(messages), tuple(context))
 
 
 def _field(name: str, value: Any) -> tuple[str, ...]:
-    if name in _SETTINGS and _is_setting(value):
+    words = _WORDS.get(name)
+    if words is not None:
+        if _is_of(value, words):
+            return ()
+    elif name in _SETTINGS and _is_setting(value):
         return ()
+    if name in _SETTINGS and isinstance(value, list) and all(map(_is_word, value)):
+        value = [" ".join(value)]
     return _strings(value if name in _KNOWN else {name: value})
 
 
@@ -108,23 +141,56 @@ def _strings(value: Any) -> tuple[str, ...]:
     return strings
 
 
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and _WORD.fullmatch(value) is not None
+
+
 def _is_setting(value: Any) -> bool:
     if isinstance(value, str):
-        return _WORD.fullmatch(value) is not None
+        return _is_word(value)
     if isinstance(value, dict):
         return all(_is_setting(key) and _is_setting(item) for key, item in value.items())
-    return all(map(_is_setting, value)) if isinstance(value, list) else True
+    if isinstance(value, list):  # several words can make a sentence
+        words = [item for item in value if isinstance(item, str | list | dict)]
+        return len(words) <= 1 and all(map(_is_setting, words))
+    return True
 
 
-def _is_nothing(value: Any) -> bool:
-    return value is None or value is False or value in ("", [], {})
+def _is_of(value: Any, words: frozenset[str]) -> bool:
+    if isinstance(value, str):
+        return value in words
+    if isinstance(value, dict):
+        return all(key in words and _is_of(item, words) for key, item in value.items())
+    return all(_is_of(item, words) for item in value) if isinstance(value, list) else True
 
 
-def _prompt(value: Any) -> Iterator[object]:
-    """A text, several, or tokens; each text is a prompt of its own."""
-    for item in value if isinstance(value, list) else [value]:
-        if item is not None:
-            yield {"role": "user", "content": item} if isinstance(item, str) else None
+def _is_unreadable(name: str, value: Any) -> bool:
+    """Whether a field that is read as context can bring more than its strings, or cut what was checked."""
+    if name == "truncation":
+        return not (is_nothing(value) or value == "disabled")
+    if name in _STRUCTURES:
+        return names_any(value, _OF_TOOLS, _SCHEMAS) or (name == "tools" and _has_container(value))
+    if name in _KNOWN:
+        return False
+    # A server that ignores case would take it for the conversation; a list of numbers, for tokens.
+    return name.casefold() in _KNOWN or names_any({name: value}, _INSIDE) or _holds_tokens(value)
+
+
+def _has_container(tools: Any) -> bool:
+    """Whether a tool runs in a container of the past, named by its id: nobody knows what files lie there."""
+    given = tools if isinstance(tools, list) else [tools]
+    return any(isinstance(tool, dict) and isinstance(tool.get("container"), str) for tool in given)
+
+
+def _prompt(value: Any, suffix: Any) -> Iterator[object]:
+    """A text, several, or tokens. The texts are parts of one message, since a server may put them side by side."""
+    items = [item for item in (value if isinstance(value, list) else [value]) if item is not None]
+    texts = [item for item in items if isinstance(item, str)]
+    if texts and isinstance(suffix, str) and suffix:
+        texts.append(suffix)
+    if texts:
+        yield {"role": "user", "content": texts[0] if len(texts) == 1 else texts}
+    yield from (None for item in items if not isinstance(item, str))
 
 
 def _input(value: Any) -> Iterator[object]:
@@ -137,6 +203,8 @@ def _input(value: Any) -> Iterator[object]:
 
 
 def _holds_tokens(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_tokens, value.values()))
     return isinstance(value, list) and any(isinstance(item, int | float) or _holds_tokens(item) for item in value)
 
 

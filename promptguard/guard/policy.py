@@ -57,7 +57,8 @@ class Policy:
         on_error: a text cannot be checked, the certifier breaks, or there is nothing to check.
         on_abstain: the certifier does not know, or ran out of time. Certificates under a time budget mean "harmful, or
             abstains": with ALLOW they prove nothing.
-        on_over_budget: the check would cost more than the certifier's budget of checks or time, or `max_texts`.
+        on_over_budget: the check would cost more than the certifier's budget of checks or time, or `max_texts`. Under
+            a time budget an attacked text may be refused as `OutOfTime`: with ALLOW its certificates prove nothing.
         on_unscannable: the input holds something that is not text, such as an image, or has an unknown role. ALLOW
             lets it pass unseen; the text around it is still checked.
         refusal: the answer of a guarded call that was blocked.

@@ -9,6 +9,7 @@ Text is taken as written: escapes and encodings inside it are not decoded.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,20 @@ _TYPES = frozenset(
     {"function", "custom", "object", "string", "number", "integer", "boolean", "array", "null", "text", "ephemeral"}
 )
 _OFTEN_EMPTY = _KEYS | frozenset({"audio", "parsed", "images", "files", "logprobs", "reasoning_details", "prefix"})
+# Fields that stand for what is not text: pictures, sounds, files, tokens. No text part has one; "uuid" makes vLLM take
+# a part for the picture of that name, whatever its type is.
+MEDIA = frozenset({
+    "image", "images", "image_url", "image_pil", "image_embeds", "image_file", "input_image", "image_data", "audio",
+    "audio_url", "audio_embeds", "input_audio", "video", "videos", "video_url", "input_video", "file", "files",
+    "file_id", "file_ids", "file_data", "file_url", "file_uri", "input_file", "input_file_id", "inline_data",
+    "inlinedata", "filedata", "prompt_embeds", "prompt_token_ids", "input_ids",
+})  # fmt: skip
+_IN_PARTS = MEDIA | {"uuid"}
+_KINDS = MEDIA | {"document"}  # as values of "type"
+_NOTES = frozenset({"annotations", "citations", "logprobs"})  # of a part: a quoted file is named there, not shown
+_EXTRAS = frozenset({"cache_control", "extras", "extra_content"})
+_PAYLOADS = frozenset({"arguments", "input"})  # of a tool call: data of the application
+_DATA_URL = re.compile(r"data:[\w/+.;=-]*;base64,[\w/+=-]*", re.ASCII)
 _MAX_DEPTH = 32
 
 
@@ -129,6 +144,9 @@ class _Reader:
             if key == "content":
                 content = self._content(value, f"{where}.content", others)
             elif isinstance(key, str) and key in _FIELDS:
+                skip = _PAYLOADS if key in {"tool_calls", "function_call"} else frozenset()
+                if names_any(value, MEDIA, skip):
+                    self.unscannable.append(f"{where}.{key}")
                 others.extend(self._strings(value, f"{where}.{key}"))
             elif key != "role":
                 others.extend(self._unknown(key, value, f"{where}.other"))
@@ -150,12 +168,18 @@ class _Reader:
             return [Piece(where, part)]
         if not isinstance(part, dict) or not _is_text_part(part):
             self.unscannable.append(where)
-            others.extend(piece for piece in self._strings(part, where) if not piece.text.startswith("data:"))
+            others.extend(self._words(part, where))
             return []
+        if any(_hides(key, value) for key, value in part.items()):
+            self.unscannable.append(where)
         for key, value in part.items():
             if key not in _TEXT_KEYS and key != "type":
-                others.extend(self._strings({key: value}, where))
+                others.extend(self._words({key: value}, where))
         return [Piece(where, part[key]) for key in ("text", "refusal") if key in part]
+
+    def _words(self, value: object, where: str) -> Iterator[Piece]:
+        """Every string inside but the bytes of pictures and files."""
+        return (piece for piece in self._strings(value, where) if not _DATA_URL.fullmatch(piece.text))
 
     def _unknown(self, key: object, value: object, where: str) -> Iterator[Piece]:
         is_empty = value is None or (isinstance(value, list | tuple | dict) and not value)
@@ -166,6 +190,8 @@ class _Reader:
         if not isinstance(key, str) or not isinstance(value, str | int | float):
             self.unscannable.append(where)
             return
+        if _is_named(key, value, MEDIA):
+            self.unscannable.append(where)
         yield Piece(where, key)
         yield from self._strings(value, where)
 
@@ -196,6 +222,45 @@ def _is_text_part(part: dict[object, object]) -> bool:
     kind = part.get("type")
     texts = [part[key] for key in _TEXT_KEYS if key in part]
     return isinstance(kind, str) and kind in _TEXT_PARTS and bool(texts) and all(isinstance(t, str) for t in texts)
+
+
+def _hides(key: object, value: object) -> bool:
+    """Whether a field of a text part can bring what is not text."""
+    if key in _TEXT_KEYS or key in _NOTES:
+        return False
+    if key in _EXTRAS:
+        return names_any(value, MEDIA)
+    return _is_named(key, value, _IN_PARTS) or (isinstance(value, dict | list | tuple) and bool(value))
+
+
+def _is_named(key: object, value: object, names: frozenset[str]) -> bool:
+    return isinstance(key, str) and key.casefold() in names and not is_nothing(value)
+
+
+def is_nothing(value: object) -> bool:
+    """Whether a field holds as little as if it were not there."""
+    return value is None or value is False or (isinstance(value, str | list | tuple | dict) and not value)
+
+
+def names_any(value: object, names: frozenset[str], skip: frozenset[str] = frozenset(), depth: int = 0) -> bool:
+    """Whether a structure has, at any depth, one of these fields with something in it, or a part that is no text.
+
+    Args:
+        value: the structure; one that is too deep counts as having it.
+        names: the fields, in lower case; how a request writes them does not matter.
+        skip: fields that are not looked into.
+        depth: how deep it stands in the whole.
+    """
+    if depth > _MAX_DEPTH:
+        return True
+    if isinstance(value, dict):
+        return any(
+            _is_named(key, item, names)
+            or (key == "type" and isinstance(item, str) and item.casefold() in _KINDS)
+            or (key not in skip and names_any(item, names, skip, depth + 1))
+            for key, item in value.items()
+        )
+    return isinstance(value, list | tuple) and any(names_any(item, names, skip, depth + 1) for item in value)
 
 
 def strings_of(value: object) -> tuple[str, ...] | None:

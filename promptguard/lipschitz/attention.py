@@ -25,7 +25,7 @@ from scipy.special import lambertw
 from torch import nn
 
 from promptguard.errors import InvalidArgument
-from promptguard.lipschitz.analysis import Analysis, Place
+from promptguard.lipschitz.analysis import LARGEST, Analysis, Place
 from promptguard.lipschitz.bound import UpperBound, up
 from promptguard.lipschitz.linear import matrix
 
@@ -70,6 +70,10 @@ class L2Attention(nn.Module):
         mixed: torch.Tensor = self.out((weights @ parts).transpose(1, 2).flatten(2))
         return mixed
 
+    def extra_repr(self) -> str:
+        """What is no tensor."""
+        return f"heads={self.heads}"
+
     def analysis(self, place: Place) -> Analysis:
         """See the theorem.
 
@@ -79,10 +83,15 @@ class L2Attention(nn.Module):
         tokens, size = place.input[0], self.query.out_features // self.heads
         many = _rate(tokens)
         moved = (0.41 * tokens + many**1.5) * size**0.25 * math.sqrt(tokens * self.heads)
+        inside = Place(place.input, place.input, place.unit)
+        constant = attention_constant(tokens)
+        # Squared distances are at most 2 |q|^2, which overflows where 2 |q| is above the root of the largest number.
         mixing = Analysis(
-            UpperBound.of(attention_constant(tokens)),
+            UpperBound.of(constant),
             relative=up(8 * place.gamma(tokens + 32) * math.sqrt(tokens)),
-            absolute=up(8 * place.gamma(size + 8) * moved),
+            absolute=up(8 * place.gamma(size + 8) * moved + inside.lost(8 * (tokens + size), constant)),
+            swing=2 * math.sqrt(LARGEST) + tokens,
+            level=1.0,
         )
-        before = matrix(self.query.weight, self.query.bias, place)
+        before = matrix(self.query.weight, self.query.bias, inside)
         return before.then(mixing).then(matrix(self.out.weight, self.out.bias, place))

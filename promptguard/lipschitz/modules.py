@@ -15,11 +15,11 @@ from torch import nn
 from torch.nn import functional
 
 from promptguard.errors import InvalidArgument, UnsupportedThreat
-from promptguard.lipschitz.analysis import Analysis, Place
+from promptguard.lipschitz.analysis import TINY, Analysis, Place
 from promptguard.lipschitz.bound import ONE, ZERO, UpperBound, up
 from promptguard.lipschitz.conv import Geometry
 from promptguard.lipschitz.dense import dense_norm
-from promptguard.lipschitz.linear import convolution, diagonal, length, matrix
+from promptguard.lipschitz.linear import convolution, diagonal, length, matrix, unrounded
 
 
 class MaxMin(nn.Module):
@@ -37,7 +37,7 @@ class MaxMin(nn.Module):
         """The numbers of a permutation."""
         if place.input[0] % 2:
             raise UnsupportedThreat("MaxMin needs an even number of channels")
-        return Analysis()
+        return Analysis(absolute=place.lost(0))
 
 
 class Descent(nn.Module):
@@ -83,7 +83,12 @@ class Descent(nn.Module):
             inner = convolution(scaled, bias, there, _same(scaled))
             outer = convolution(scaled.transpose(0, 1).flip(-1, -2), None, back, _same(scaled))
         norm = inner.lipschitz
-        summed = Analysis().beside(inner.then(diagonal(torch.ones(1), back)).then(outer), place.unit)
+        turned = self.weight.transpose(0, 1)
+        bare = unrounded(self.weight, self.bias, there).then(diagonal(self.steps, Place(hidden, hidden, 0.0)))
+        branch = (
+            inner.then(diagonal(torch.ones(1), back)).then(outer).unscaled(bare.then(unrounded(turned, None, back)))
+        )
+        summed = Analysis().beside(branch, place)
         return summed.proven(UpperBound.of(max(1.0, up(up(norm.value**2) - 1))))
 
 
@@ -140,8 +145,10 @@ class Sandwich(nn.Module):
         psi = self.psi.double()
         inner, outer = self.inner.double() * psi[:, None], self.outer.double() / psi
         # Rounding errors are relative to each hidden unit, so they too may be bounded with scaled units.
-        first = matrix(inner, self.bias * psi, Place(place.input, hidden, place.unit))
-        both = first.then(matrix(outer, None, Place(hidden, place.output, place.unit)))
+        there, back = Place(place.input, hidden, place.unit), Place(hidden, place.output, place.unit)
+        first = matrix(inner, self.bias * psi, there)
+        bare = unrounded(self.inner, self.bias, there).then(unrounded(self.outer, None, back))
+        both = first.then(matrix(outer, None, back)).unscaled(bare)
         joint = dense_norm(torch.cat((outer.T, inner), 1))
         return both.proven(joint.then(joint).then(UpperBound.of(0.5)))
 
@@ -191,14 +198,17 @@ class SkewTaylor(nn.Module):
         step = convolution(self.kernel, None, place, _same(self.kernel))
         term = total = Analysis()
         for power in range(1, self.terms + 1):
-            scale = Analysis(UpperBound.of(up(1 / power)), relative=up(2 * place.unit / power))
-            term = term.then(step).then(scale)
-            total = total.beside(term, place.unit)
+            term = term.then(step).then(diagonal(torch.tensor([1 / power], dtype=torch.float64), place))
+            total = total.beside(term, place)
         # The rest of the series is at most |A|^(terms + 1) / (terms + 1)! * exp(|A|).
         tail = term.lipschitz.then(step.lipschitz).then(UpperBound(step.lipschitz.value))
         rest = tail.then(UpperBound.of(up(1 / (self.terms + 1))))
         offset = length(self.bias, math.prod(place.output[-2:]))
-        return total.proven(ONE.plus(rest)).beside(Analysis(ZERO, offset), place.unit)
+        return total.proven(ONE.plus(rest)).beside(Analysis(ZERO, offset, level=offset), place)
+
+    def extra_repr(self) -> str:
+        """What is no tensor."""
+        return f"terms={self.terms}"
 
 
 def exponential(x: torch.Tensor, kernel: torch.Tensor, terms: int) -> torch.Tensor:
@@ -246,7 +256,14 @@ class FourierConv(nn.Module):
         spread = dense_norm(complex_.abs()).value
         offset = length(self.bias, points)
         relative = transform * norm.value + 4 * place.gamma(2 * complex_.shape[-1]) * spread
-        return Analysis(norm, 0.0, up(2 * relative)).beside(Analysis(ZERO, offset), place.unit)
+        # Sums over all points and channels, there and back; both transforms may add before they divide.
+        room = 64 * points**2 * complex_.shape[-1] * complex_.shape[-2] * (1 + spread)
+        found = Analysis(norm, 0.0, up(2 * relative + TINY * room), up(TINY * room), up(room))
+        return found.beside(Analysis(ZERO, offset, level=offset), place)
+
+    def extra_repr(self) -> str:
+        """What is no tensor."""
+        return f"size={self.size}"
 
 
 def by_frequency(x: torch.Tensor, spectrum: torch.Tensor) -> torch.Tensor:

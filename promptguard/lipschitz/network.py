@@ -2,7 +2,7 @@
 
     Theorem. Let `margin` be what the running network computes for logit a minus logit b at x, K the pair's constant,
     and let rounding move the vector of logits by at most `relative` |y| + `absolute` at every y. Then the running
-    network's logit a is above its logit b at every x' with
+    network's logit a is above its logit b at every x' where no number on the way overflows and
         |x' - x| < (margin - 2 sqrt(2) (relative |x| + absolute)) / (K + 2 sqrt(2) relative).
 
 Proof. Exact logits differ from computed ones by e with |e| bounded, so the difference of two logits is off by at most
@@ -28,7 +28,6 @@ from promptguard.lipschitz.linear import length
 from promptguard.lipschitz.rules import chain, recognised
 
 SQRT2 = up(math.sqrt(2))
-_UNDERFLOW = 1e-30  # far above what numbers too small for float32 can add up to
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +36,7 @@ class Constants:
 
     Attributes:
         pairs: float64 of shape (classes, classes): K of each pair of logits, 0 on the diagonal.
-        whole: the four numbers of the map from inputs to logits.
+        whole: the numbers of the map from inputs to logits.
     """
 
     pairs: torch.Tensor
@@ -70,8 +69,7 @@ def constants(network: nn.Sequential, shape: tuple[int, ...]) -> Constants:
         trunk = chain(nn.Sequential(*list(network)[:-1]), place).lipschitz
         gaps = [[_times(trunk, length(a - b)) for b in head.weight.double()] for a in head.weight.double()]
         pairs = torch.minimum(pairs, torch.tensor(gaps, dtype=torch.float64))
-    rounding = Analysis(whole.lipschitz, whole.offset, whole.relative, up(whole.absolute + _UNDERFLOW))
-    return Constants(pairs, rounding)
+    return Constants(pairs, whole)
 
 
 def unit_of(network: nn.Module) -> float:

@@ -1,4 +1,4 @@
-"""The four numbers of torch's own modules: one function and one line for each kind.
+"""The numbers of torch's own modules: one function and one line for each kind.
 
 Kinds are matched exactly: a subclass may compute something else. Modules that are missing here and have no `analysis`
 are refused, and so is what has no finite constant: dot-product attention (Kim et al. 2021, *The Lipschitz Constant of
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from promptguard.errors import UnsupportedThreat
-from promptguard.lipschitz.analysis import Analysis, Bounded, Place
+from promptguard.lipschitz.analysis import TINY, Analysis, Bounded, Place
 from promptguard.lipschitz.bound import UpperBound, up
 from promptguard.lipschitz.conv import Geometry
 from promptguard.lipschitz.linear import convolution, diagonal, length, matrix
@@ -64,7 +64,7 @@ def chain(modules: nn.Sequential, place: Place) -> Analysis:
     total, x = Analysis(), None
     for module in modules:
         if x is None:
-            x = torch.zeros(1, *place.input, dtype=torch.float32 if place.unit > 2.0**-30 else torch.float64)
+            x = torch.zeros(1, *place.input, dtype=_kind(place))
             x = x.to(next((p.device for p in _tensors(modules)), x.device))
         recognised(module)  # what is refused need not take a tensor
         with torch.no_grad():
@@ -72,6 +72,11 @@ def chain(modules: nn.Sequential, place: Place) -> Analysis:
         total = total.then(analyse(module, Place(tuple(x.shape[1:]), tuple(after.shape[1:]), place.unit)))
         x = after
     return total
+
+
+def _kind(place: Place) -> torch.dtype:
+    """The type that a network computes in there."""
+    return torch.float32 if place.unit > 2.0**-30 else torch.float64
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:
@@ -102,7 +107,22 @@ def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, place: Place) -> Analys
     bias = shift if module.bias is None else shift.abs() + module.bias.detach().double().abs()
     offset = length(bias, math.prod(place.input[1:]))
     found = diagonal(scale * (1 + 2.0**-40), place)
-    return Analysis(found.lipschitz, offset, up(8 * found.relative), up(16 * place.unit * offset))
+    # It runs as (x - mean) * root * weight + bias or with factors computed before; all of them may underflow.
+    variance = module.running_var.double() + module.eps
+    if not bool((variance >= TINY).all()):
+        raise UnsupportedThreat("batch normalisation by a variance of almost nothing has no rounding bound")
+    root, mean, weight, shift_by = (
+        1 + (0.0 if t is None else float(t.detach().double().abs().amax()))
+        for t in (variance.rsqrt(), module.running_mean, module.weight, module.bias)
+    )
+    return Analysis(
+        found.lipschitz,
+        offset,
+        up(8 * found.relative + 16 * TINY * root * weight),
+        up(16 * place.unit * offset + root * mean * weight * place.lost(16)),
+        up(root * weight),
+        up(root * weight * mean + shift_by + float(variance.amax())),
+    )
 
 
 def _average(module: nn.AvgPool2d, place: Place) -> Analysis:
@@ -112,15 +132,18 @@ def _average(module: nn.AvgPool2d, place: Place) -> Analysis:
     count, norm = math.prod(size), math.sqrt(_overlap(size, stride) / math.prod(size))
     padded = bool(sum(_pair(module.padding))) and not module.count_include_pad
     bound = UpperBound.of(up(norm * (math.sqrt(count) if padded or module.ceil_mode else 1.0)))
-    return Analysis(bound, 0.0, up(place.gamma(count + 1) * bound.value))
+    relative = up(place.gamma(count + 1) * bound.value)
+    return Analysis(bound, 0.0, relative, place.lost(count, bound.value), float(count))
 
 
 def _maximum(module: nn.MaxPool2d, place: Place) -> Analysis:
-    del place
     if module.return_indices:
         raise UnsupportedThreat("max pooling that returns indices is not supported")
+    if any(d > 1 and p for d, p in zip(_pair(module.dilation), _pair(module.padding), strict=True)):
+        raise UnsupportedThreat("max pooling with dilation and padding may have windows of nothing but padding")
     dilated = tuple((n - 1) * d + 1 for n, d in zip(_pair(module.kernel_size), _pair(module.dilation), strict=True))
-    return Analysis(UpperBound.of(up(math.sqrt(_overlap(dilated, _pair(module.stride))))))
+    bound = UpperBound.of(up(math.sqrt(_overlap(dilated, _pair(module.stride)))))
+    return Analysis(bound, absolute=place.lost(0, bound.value))
 
 
 def _overlap(size: tuple[int, ...], stride: tuple[int, ...]) -> int:
@@ -133,8 +156,8 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _unchanged(module: nn.Module, place: Place) -> Analysis:
-    del module, place
-    return Analysis()
+    del module
+    return Analysis(absolute=place.lost(0))
 
 
 def _flatten(module: nn.Flatten, place: Place) -> Analysis:
@@ -144,8 +167,10 @@ def _flatten(module: nn.Flatten, place: Place) -> Analysis:
 
 
 def _leaky(module: nn.LeakyReLU, place: Place) -> Analysis:
+    if not math.isfinite(module.negative_slope):
+        raise UnsupportedThreat("the slope of LeakyReLU must be finite")
     slope = max(1.0, abs(module.negative_slope))
-    return Analysis(UpperBound.of(slope), relative=up(2 * place.unit * slope))
+    return diagonal(torch.tensor([slope], dtype=torch.float64), place)
 
 
 def _smooth(lipschitz: float, at_zero: float = 0.0) -> Rule:
@@ -156,14 +181,21 @@ def _smooth(lipschitz: float, at_zero: float = 0.0) -> Rule:
         offset = up(at_zero * math.sqrt(math.prod(place.input)))
         error = _LIBRARY * place.unit
         bound = UpperBound.of(lipschitz)
-        return Analysis(bound, offset, up(error * bound.value), up(error * offset))
+        absolute = up(error * offset + place.lost(_LIBRARY))
+        return Analysis(bound, offset, up(error * bound.value), absolute, level=1.0)
 
     return rule
 
 
 def _residual(module: Residual, place: Place) -> Analysis:
     branch = module.branch if isinstance(module.branch, nn.Sequential) else nn.Sequential(module.branch)
-    return Analysis().beside(chain(branch, place), place.unit)
+    found = chain(branch, place)
+    device = next((t.device for t in _tensors(branch)), None)
+    with torch.no_grad():
+        after = branch(torch.zeros(1, *place.input, dtype=_kind(place), device=device))
+    if tuple(after.shape[1:]) != place.input:  # else one of the two would be repeated
+        raise UnsupportedThreat("the branch of a residual block must keep the shape of its input")
+    return Analysis().beside(found, place)
 
 
 RULES: dict[type[nn.Module], Rule] = {

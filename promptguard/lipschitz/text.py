@@ -150,8 +150,11 @@ class WindowFilter:
         if len(text) > self._max_chars:
             raise TextTooLong(len(text), self._max_chars)
         windows = self._windows
+        padded = windows.padded(windows.symbols(text))
+        if not padded:  # windows of one symbol, and nothing to see
+            return []
         with torch.inference_mode():
-            evidence = windows(torch.tensor([windows.padded(windows.symbols(text))]))[0]
+            evidence = windows(torch.tensor([padded], dtype=torch.int64))[0]
         found: list[float] = ((evidence / _GRID).round() * _GRID).tolist()
         return found
 

@@ -189,7 +189,11 @@ def _of_request(data: Mapping[str, Any]) -> ChatRequest:
 
 def _of_answer(parts: Sequence[Any]) -> tuple[object, ...]:
     """The messages of an answer in LiteLLM's objects, or in the bytes of an event stream."""
-    streamed = b"".join(part if isinstance(part, bytes) else part.encode() for part in parts if _is_written(part))
+    # An encoding error would quote the text; what it would be about is no JSON for `read_events`.
+    written = [
+        part if isinstance(part, bytes) else part.encode(errors="surrogatepass") for part in parts if _is_written(part)
+    ]
+    streamed = b"".join(written)
     events = read_events(streamed, "text/event-stream") if streamed else []
     plain = [_plain(part) for part in parts if not _is_written(part)]
     if events is None or not all(isinstance(part, dict) for part in plain):
@@ -213,10 +217,12 @@ def _of_inputs(inputs: Mapping[str, Any], input_type: str) -> ChatRequest | None
         messages.append(None)
     if calls := inputs.get("tool_calls"):
         messages.append({"role": "assistant", "tool_calls": [_plain(call) for call in calls]})
-    tools = strings_of([_plain(tool) for tool in inputs.get("tools") or ()])
-    if tools is None:
-        messages.append(None)
-    return ChatRequest(tuple(messages), tools or ()) if messages or tools else None
+    try:
+        tools = read_request({"tools": [_plain(tool) for tool in inputs.get("tools") or ()]})
+    except InvalidRequest:  # nested too deep
+        tools = ChatRequest((None,), ())
+    messages.extend(tools.messages)
+    return ChatRequest(tuple(messages), tools.context) if messages or tools.context else None
 
 
 def _plain(value: Any) -> Any:

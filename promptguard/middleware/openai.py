@@ -13,6 +13,7 @@ Source of the contract: `openai/_base_client.py`, versions 2.54 and 3.54.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -30,6 +31,8 @@ _Client = TypeVar("_Client", openai.OpenAI, openai.AsyncOpenAI)
 _UNREADABLE = ChatRequest((None,), ())
 # Endpoints whose answers hold no text of a model.
 _WORDLESS = ("/embeddings", "/moderations")
+# What is asked for without a body and names things instead of holding a model's text; not the contents of files.
+_LISTS = re.compile(r"/(?:models|files|batches|containers|vector_stores|fine_tuning/jobs)(?:/[^/]+)?/?")
 
 
 class BlockedRequest(Blocked, openai.BadRequestError):
@@ -78,15 +81,19 @@ class _Settings:
             return _UNREADABLE
         return found if found.messages or found.context else None
 
-    def of_response(self, response: Any) -> tuple[object, ...] | None:
-        """What is to be checked of an answer; None if there is no text in it."""
+    def of_response(self, response: Any, base: str) -> tuple[object, ...] | None:
+        """What is to be checked of an answer to a client with this path in its base URL; None if it holds no text."""
         path = response.request.url.path
         if not self.check_output or not response.content or path.endswith((*_WORDLESS, *self.unguarded)):
             return None
         events = read_events(response.content, response.headers.get("content-type", ""))
-        if events is None or not is_answer(events):
-            # Lists of models and files are asked for without a body.
-            return None if events is not None and response.request.method == "GET" else (None,)
+        if events is None:
+            return (None,)
+        if not is_answer(events):
+            if response.request.method != "GET":
+                return (None,)
+            if _LISTS.fullmatch(path.removeprefix(base.rstrip("/"))):
+                return None
         return read_answer(events) or None
 
     def keywords(self) -> dict[str, Any]:
@@ -125,7 +132,7 @@ class GuardedOpenAI(openai.OpenAI):
         settings = _settings(self)
         if settings.check_output:
             response.read()
-        if (found := settings.of_response(response)) is not None:
+        if (found := settings.of_response(response, self.base_url.path)) is not None:
             _pass(settings.guard.check(found), response.request)
         return super()._process_response(response=response, **kwargs)
 
@@ -156,7 +163,7 @@ class GuardedAsyncOpenAI(openai.AsyncOpenAI):
         settings = _settings(self)
         if settings.check_output:
             await response.aread()
-        if (found := settings.of_response(response)) is not None:
+        if (found := settings.of_response(response, self.base_url.path)) is not None:
             _pass(await settings.guard.acheck(found), response.request)
         return await super()._process_response(response=response, **kwargs)
 

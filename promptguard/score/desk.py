@@ -107,11 +107,11 @@ class Desk:
             self._closed = True
             self._changed.notify_all()
 
-    def close(self) -> None:
-        """Stop, and wait for the thread."""
+    def close(self, timeout: float | None = None) -> None:
+        """Stop, and wait for the thread, so many seconds at most."""
         self.stop()
         if self._thread and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(timeout)
 
     def next_round(self) -> list[Call]:
         """The calls to answer now; none when the desk is closed and nobody waits."""

@@ -32,6 +32,7 @@ from promptguard.types import Filter
 
 MAX_WAIT = 0.002
 MAX_TEXTS = 256
+_PATIENCE = 1.0  # seconds for the thread to end with its process
 
 # What each capability consists of. Batches of texts are merged; other work goes through the thread call by call; what
 # is arithmetic or a value is handed through.
@@ -109,8 +110,8 @@ class _Shared:
                 if isinstance(filter_, capability):
                     own.update({name: made(getattr(filter_, name), desk) for name in names})
         own.update({name: getattr(filter_, name) for name in _OPTIONAL if hasattr(filter_, name)})
-        # Not at exit: the thread is a daemon, and nobody waits for it there.
-        weakref.finalize(self, desk.stop).atexit = False
+        # Also at exit: libraries in C++ abort a process that ends while a thread is inside them.
+        weakref.finalize(self, desk.close, _PATIENCE)
 
     @property
     def digest(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -25,15 +25,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from promptguard.serve import judging, proxy, status
 from promptguard.serve.answers import ApiError
 from promptguard.serve.audit import AuditLog
-from promptguard.serve.call import Call, Services, answer
+from promptguard.serve.call import ANONYMOUS, Call, Services, answer
 from promptguard.serve.certifier import filters
 from promptguard.serve.config import Config
+from promptguard.serve.launch import stay_responsive
 from promptguard.serve.metrics import Metrics
 from promptguard.serve.playground import Workbench
 from promptguard.serve.playground import routes as playground
+from promptguard.serve.playground.requests import Attack, Choice
+from promptguard.serve.playground.results import Outcome, Report, Strip
 from promptguard.serve.reload import on_hangup, reload
 from promptguard.serve.settings import configured
 from promptguard.serve.state import Holder, State
+from promptguard.types import Filter
 
 _log = logging.getLogger("promptguard.serve")
 _T = TypeVar("_T")
@@ -80,7 +84,9 @@ def from_environment() -> Starlette:
     Raises:
         PromptGuardError: as `create_app`.
     """
-    return create_app(configured(os.environ))
+    app = create_app(configured(os.environ))
+    stay_responsive()
+    return app
 
 
 def _routes(services: Services, config: Config) -> list[BaseRoute]:
@@ -101,20 +107,68 @@ def _routes(services: Services, config: Config) -> list[BaseRoute]:
         Route("/readyz", probes.ready),
         Route("/metrics", probes.metrics),
     ]
-    if config.playground if config.playground is not None else not config.keys:
-        found += _playground(services)
-    return found
+    return found + _playground(services) if _is_open(config) else found
 
 
 def _playground(services: Services) -> list[BaseRoute]:
-    """The page, with the filters of the configuration that the server was started with."""
+    """The page, with the filters of the configuration that the server was started with, as long as it is open."""
+
     async def run(work: Callable[[], _T]) -> _T:
         current = services.holder.current
         return await current.pool.run(lambda _ticket: work(), current.config.limits.seconds)
 
     # The page is about erasures: there is none for certifiers of other kinds.
     known = filters(services.holder.current.requests.certifier)
-    return playground(Workbench(known), run) if known else []
+    routes = playground(_Metered(known, services.holder), run) if known else []
+    return [_while_open(route) for route in routes if isinstance(route, Route)]
+
+
+def _is_open(config: Config) -> bool:
+    """Whether the page is served."""
+    return config.playground if config.playground is not None else not config.keys
+
+
+def _while_open(route: Route) -> Route:
+    """The route, which is not there once a configuration was loaded that does not serve the page."""
+
+    async def serve(request: Request) -> Response:
+        if not _is_open(request.scope[_STATE].config):
+            raise HTTPException(404)
+        response: Response = await route.endpoint(request)
+        return response
+
+    return Route(route.path, serve, methods=list(route.methods or ()))
+
+
+class _Metered(Workbench):
+    """Charges the work of the page to whoever comes without a key."""
+
+    def __init__(self, known: Mapping[str, Filter], holder: Holder) -> None:
+        super().__init__(known)
+        self._holder = holder
+
+    def check(self, text: str, choice: Choice) -> Report:
+        self._charge(text, choice)
+        return super().check(text, choice)
+
+    def prefixes(self, text: str, choice: Choice, start: int = 0) -> Strip:
+        self._charge(text, choice)
+        return super().prefixes(text, choice, start)
+
+    def attack(self, text: str, choice: Choice, attack: Attack) -> Outcome:
+        self._charge(text, choice, times=2)  # before the attack and after it
+        return super().attack(text, choice, attack)
+
+    def _charge(self, text: str, choice: Choice, times: int = 1) -> None:
+        """Take what a check of the text costs.
+
+        Raises:
+            Throttled: the work for the minute is used up.
+        """
+        state, quote = self._holder.current, self.cost(text, choice)
+        per_minute = state.config.limits.work_per_minute
+        if per_minute is not None:
+            state.buckets.take(ANONYMOUS, len(text) if quote.refusal else times * quote.characters, per_minute)
 
 
 class Edge:

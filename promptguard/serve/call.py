@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -21,8 +20,7 @@ from promptguard.serve.audit import AuditLog
 from promptguard.serve.bodies import ClientGone, read_body, unless_gone
 from promptguard.serve.buckets import Throttled
 from promptguard.serve.chain import AuditError
-from promptguard.serve.checks import Checked, Checker, certificate_line, free, shown, summary
-from promptguard.serve.config import Key
+from promptguard.serve.checks import Checked, Checker, audit_line, certificate_line, free, shown, summary
 from promptguard.serve.keys import given_key
 from promptguard.serve.metrics import Metrics
 from promptguard.serve.pool import Busy, Late, Ticket
@@ -31,7 +29,7 @@ from promptguard.serve.tracing import span
 
 _log = logging.getLogger("promptguard.serve")
 _T = TypeVar("_T")
-_ANONYMOUS = "anonymous"
+ANONYMOUS = "anonymous"
 _GONE = 499  # nobody reads it; it is for the metrics
 
 
@@ -89,7 +87,7 @@ class Call:
     services: Services
     route: str
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    key: str = _ANONYMOUS
+    key: str = ANONYMOUS
     decision: Decision | None = None
     _per_minute: int | None = None
     _start: float = field(default_factory=time.perf_counter)
@@ -106,8 +104,7 @@ class Call:
             return
         forwards = self.state.config.upstream.forward_authorization
         given = given_key(self.request.headers, own_header_only=forwards)
-        found: Key | None
-        found = await asyncio.to_thread(keys.find, given) if keys.is_slow else keys.find(given)
+        found = await keys.find_in_turn(given)
         if found is None:
             raise ApiError(401, "no valid key", "invalid_api_key", headers={"www-authenticate": "Bearer"})
         self.key = found.name
@@ -136,6 +133,17 @@ class Call:
         self.decision = found.decision
         return found
 
+    async def judge_all(self, texts: Sequence[ChatRequest]) -> list[Decision]:
+        """Check what the client sent, a decision for each, at the price and in the time of one request.
+
+        Raises:
+            ApiError: it could not be checked in time, or is not paid for.
+            ClientGone: nobody waits any more.
+        """
+        decisions = await self.while_there(self._judge_all(texts))
+        self.decision = next((one for one in decisions if not one.allowed), decisions[0])
+        return decisions
+
     async def judge_output(self, texts: ChatRequest) -> Decision:
         """Check what the model answered; its request has paid.
 
@@ -152,21 +160,33 @@ class Call:
         charge: Callable[[int], None],
         phase: str,
     ) -> Judged[_T]:
-        digest = self.services.audit.digest if self.services.audit else None
-
         def work(ticket: Ticket) -> Judged[_T]:
             texts, value = read()
-            return Judged(value, checker.check(texts, ticket, charge, digest))
+            return Judged(value, checker.check(texts, ticket, charge, self._digest))
 
         with span("check", {"route": self.route, "phase": phase, "request_id": self.id}):
             judged = await self.run(work)
-        decision = judged.decision
+        await self._record(judged.checked, phase)
+        return judged
+
+    async def _judge_all(self, texts: Sequence[ChatRequest]) -> list[Decision]:
+        checker = self.state.requests
+        with span("check", {"route": self.route, "phase": "request", "request_id": self.id}):
+            found = await self.run(lambda ticket: checker.check_all(texts, ticket, self._charge, self._digest))
+        for checked in found:
+            await self._record(checked, "request")
+        return [checked.decision for checked in found]
+
+    @property
+    def _digest(self) -> Callable[[str], str] | None:
+        return self.services.audit.digest if self.services.audit else None
+
+    async def _record(self, checked: Checked, phase: str) -> None:
         metrics = self.services.metrics
         metrics.seconds.labels(phase).observe(time.perf_counter() - self._start)
-        metrics.checks.inc(decision.checks)
-        metrics.calls.inc(decision.calls)
-        await self.note(phase, **_line(judged.checked))
-        return judged
+        metrics.checks.inc(checked.decision.checks)
+        metrics.calls.inc(checked.decision.calls)
+        await self.note(phase, **audit_line(checked))
 
     async def run(self, work: Callable[[Ticket], _T]) -> _T:
         """Work in the pool, with its errors as the API has them.
@@ -260,22 +280,3 @@ def verdict_word(decision: Decision) -> str:
     if decision.reason is not Reason.ALLOWED:
         return "observed"
     return "degraded" if any(part.verdict and part.verdict.degraded for part in decision.parts) else "allow"
-
-
-def _line(checked: Checked) -> dict[str, Any]:
-    decision = checked.decision
-    where = decision.parts[-1].where if decision.parts and decision.reason is not Reason.ALLOWED else None
-    certificate = decision.certificate
-    return {
-        "action": str(decision.action),
-        "reason": str(decision.reason),
-        "error": decision.error,
-        "where": where,
-        "checks": decision.checks,
-        "calls": decision.calls,
-        "milliseconds": round(decision.milliseconds, 3),
-        "cost": {"checks": checked.cost.checks, "characters": checked.cost.characters},
-        "certificate": certificate_line(decision),
-        "filter": certificate.filter if certificate else None,
-        "texts": list(checked.texts),
-    }

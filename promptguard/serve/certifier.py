@@ -16,13 +16,15 @@ from promptguard.errors import InvalidText
 from promptguard.evaluate.calibration import Calibration
 from promptguard.guard.default import default_members
 from promptguard.score import load_filter
-from promptguard.score.shared import shared
+from promptguard.score.shared import SharedFilter, shared
+from promptguard.serve.pool import go_on
 from promptguard.types import Certifier, Filter
 from promptguard.units import load_units
 
 Count = Annotated[int, Field(ge=1)]
 DEFAULT = "default"
 _DEFAULT_MAX_ERASE = 20
+_SHARE = 0.9  # of the time for a request that one text may take; the rest is for reading it and for the answer
 
 
 class Section(BaseModel):
@@ -87,15 +89,25 @@ class Batching(Section):
     max_texts: Count = 64
 
 
-def build(section: Certifying, batching: Batching) -> AnyOf | EraseAndCheck:
+def build(section: Certifying, batching: Batching, seconds: float) -> AnyOf | EraseAndCheck:
     """Load the filters and put the certifier around them.
+
+    What it begins for a ticket of the pool ends soon after nobody waits any more, and has a time budget besides.
+
+    Args:
+        section: what judges.
+        batching: of calls of the filters, which are timed here.
+        seconds: for a request.
 
     Raises:
         PromptGuardError: a setting means nothing, a file is missing, or a calibration does not fit.
     """
     if section.filter == DEFAULT:
         members = [member.certifier(section.device) for member in default_members()]
-        return AnyOf([EraseAndCheck(_shared(m.filter, batching), m.mode, m.units) for m in members])
+        return AnyOf(
+            EraseAndCheck(_shared(m.filter, batching), m.mode, m.units, progress=go_on, max_seconds=_SHARE * seconds)
+            for m in members
+        )
     budget = math.inf if section.max_erase in (None, "unlimited") else int(section.max_erase)
     mode = load_mode(section.mode, budget, section.blocks, section.max_prompt)
     calibration = Calibration.load(section.threshold) if isinstance(section.threshold, Path) else None
@@ -119,6 +131,8 @@ def build(section: Certifying, batching: Batching) -> AnyOf | EraseAndCheck:
         anytime=section.anytime,
         max_chars=section.max_chars,
         max_work=section.max_work,
+        progress=go_on,
+        max_seconds=_SHARE * seconds,
     )
     if calibration:
         calibration.check(made)
@@ -126,16 +140,20 @@ def build(section: Certifying, batching: Batching) -> AnyOf | EraseAndCheck:
 
 
 def price(certifier: Certifier, text: str) -> Cost:
-    """What a text costs, no inference; a text that a member refuses costs that member nothing."""
+    """What a text costs, no inference; a text that a member refuses costs that member nothing.
+
+    Where a few passes cover all erasures, it is one check: there may be 2 ** words of them.
+    """
     match certifier:
         case AnyOf():
             costs = [price(member, text) for member in certifier.members]
             return Cost(sum(cost.checks for cost in costs), sum(cost.characters for cost in costs))
         case EraseAndCheck():
             try:
-                return certifier.cost(text)
+                cost = certifier.cost(text)
             except InvalidText:
                 return Cost(0, 0)
+            return cost if certifier.lists_erasures else Cost(1, cost.characters)
     return Cost(1, len(text))
 
 
@@ -144,6 +162,16 @@ def filters(certifier: Certifier) -> dict[str, Filter]:
     if isinstance(certifier, AnyOf):
         return {name: filter_ for member in certifier.members for name, filter_ in filters(member).items()}
     return {certifier.filter.name: certifier.filter} if isinstance(certifier, EraseAndCheck) else {}
+
+
+def close(certifier: Certifier) -> None:
+    """End the threads of the filters behind a certifier; it can check nothing any more."""
+    match certifier:
+        case AnyOf():
+            for member in certifier.members:
+                close(member)
+        case EraseAndCheck(filter=SharedFilter() as filter_):
+            filter_.close()
 
 
 def _shared(filter_: Filter, batching: Batching) -> Filter:

@@ -8,8 +8,10 @@ end leave a whole chain, so a head file beside the log says how many lines there
 
 from __future__ import annotations
 
+import errno
 import hmac
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,30 +76,50 @@ def head_path(log: Path) -> Path:
     return log.with_name(log.name + ".head")
 
 
-def write_head(log: Path, link: Link, key: bytes) -> None:
-    """Replace the head in one step."""
+def write_head(log: Path, link: Link, key: bytes, *, force: bool = True) -> None:
+    """Replace the head in one step; forced to the disk first, so that a power loss leaves the old one or the new."""
     line, _ = encode({"lines": link.lines, "last": link.code}, Link(), key)
     new = log.with_name(log.name + ".head.new")
-    new.write_bytes(line)
+    with new.open("wb") as file:
+        file.write(line)
+        file.flush()
+        if force:
+            os.fsync(file.fileno())
     new.replace(head_path(log))
+
+
+def sync_folder(log: Path) -> None:
+    """Force the names of a log's files to the disk, where the file system can."""
+    folder = os.open(log.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
+    finally:
+        os.close(folder)
 
 
 def read_head(log: Path, key: bytes) -> Link | None:
     """What the head says; None if there is none.
 
     Raises:
-        AuditError: it was changed.
+        AuditError: it was changed, or cannot be read.
     """
     try:
         line = head_path(log).read_bytes()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise AuditError(f"cannot read the head of {log.name}: {type(error).__name__}") from None
     try:
         head = decode(line, key)
     except AuditError as error:
         fault = str(error)
     else:
-        return Link(int(head["lines"]), str(head["last"]))
+        if "lines" in head and "last" in head:
+            return Link(int(head["lines"]), str(head["last"]))
+        fault = "is a line of the log"
     raise AuditError(f"the head of {log.name} {fault}")
 
 

@@ -34,6 +34,15 @@ class Checked:
     texts: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Priced:
+    """What a request would cost, the characters of its texts, and their digests."""
+
+    cost: Cost
+    characters: int
+    texts: tuple[str, ...]
+
+
 class Checker:
     """A certifier with policy and limits.
 
@@ -55,21 +64,43 @@ class Checker:
         charge: Callable[[int], None],
         digest: Callable[[str], str] | None = None,
     ) -> Checked:
-        """Decide about a request.
+        """Decide about a request: `check_all` of one."""
+        return self.check_all([request], ticket, charge, digest)[0]
+
+    def check_all(
+        self,
+        requests: Sequence[ChatRequest],
+        ticket: Ticket,
+        charge: Callable[[int], None],
+        digest: Callable[[str], str] | None = None,
+    ) -> list[Checked]:
+        """Decide about what came in one request and wants a decision each; together they may cost what one may.
 
         Args:
-            request: its texts.
+            requests: their texts.
             ticket: whether somebody waits.
-            charge: called with the characters that the filter will read, before it reads any; raises to refuse.
+            charge: called once with the characters that the filter will read, before it reads any; raises to refuse.
+                What is over a limit is charged the characters that were read to find out.
             digest: what stands for a text in the audit log.
 
         Raises:
             InvalidRequest: too many messages or parts.
             Abandoned: nobody waits.
         """
-        messages = list(request.messages)
-        self._count(messages)
-        pieces = read(messages, self.policy, request.context).pieces
+        self._count([message for request in requests for message in request.messages])
+        priced = [self._priced(request, ticket, digest) for request in requests]
+        checks = sum(one.cost.checks for one in priced)
+        characters = sum(one.cost.characters for one in priced)
+        if checks > self._limits.checks or characters > self._limits.characters:
+            charge(sum(one.characters for one in priced))
+            return [Checked(self._over_budget(), one.cost, one.texts) for one in priced]
+        charge(sum(one.cost.characters or one.characters for one in priced))
+        guard = Guard(Watched(self.certifier, ticket), self.policy)
+        decisions = [guard.check(list(request.messages), context=request.context) for request in requests]
+        return [Checked(decision, one.cost, one.texts) for decision, one in zip(decisions, priced, strict=True)]
+
+    def _priced(self, request: ChatRequest, ticket: Ticket, digest: Callable[[str], str] | None) -> _Priced:
+        pieces = read(list(request.messages), self.policy, request.context).pieces
         cost = Cost(0, 0)
         if len(pieces) <= (self.policy.max_texts or len(pieces)):
             for piece in pieces:
@@ -77,11 +108,7 @@ class Checker:
                 one = price(self.certifier, piece.text)
                 cost = Cost(cost.checks + one.checks, cost.characters + one.characters)
         texts = tuple(digest(piece.text) for piece in pieces[:_DIGESTS]) if digest else ()
-        if cost.checks > self._limits.checks or cost.characters > self._limits.characters:
-            return Checked(self._over_budget(), cost, texts)
-        charge(cost.characters)
-        guard = Guard(Watched(self.certifier, ticket), self.policy)
-        return Checked(guard.check(messages, context=request.context), cost, texts)
+        return _Priced(cost, sum(len(piece.text) for piece in pieces), texts)
 
     def _count(self, messages: Sequence[object]) -> None:
         contents = [message.get("content") for message in messages if isinstance(message, dict)]
@@ -107,6 +134,26 @@ def certificate_line(decision: Decision) -> str:
     return "; ".join(f"{name}={value}" for name, value in known.items()) + (
         f"; confidence={decision.certificate.confidence!r}"
     )
+
+
+def audit_line(checked: Checked) -> dict[str, Any]:
+    """A check in the audit log: numbers, names and digests."""
+    decision = checked.decision
+    where = decision.parts[-1].where if decision.parts and decision.reason is not Reason.ALLOWED else None
+    certificate = decision.certificate
+    return {
+        "action": str(decision.action),
+        "reason": str(decision.reason),
+        "error": decision.error,
+        "where": where,
+        "checks": decision.checks,
+        "calls": decision.calls,
+        "milliseconds": round(decision.milliseconds, 3),
+        "cost": {"checks": checked.cost.checks, "characters": checked.cost.characters},
+        "certificate": certificate_line(decision),
+        "filter": certificate.filter if certificate else None,
+        "texts": list(checked.texts),
+    }
 
 
 def summary(decision: Decision) -> dict[str, Any]:

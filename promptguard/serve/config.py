@@ -182,7 +182,7 @@ class Audit(Section):
     """The audit log; none without a path.
 
     Attributes:
-        path: its file; a second worker appends `.1` before the suffix, and so on.
+        path: its file; a second worker appends `-1` before the suffix, and so on.
         key: secret of the chain and of the digests of texts, 16 characters or more.
         max_bytes: size at which a file is closed and the next one begun.
         fsync: "always" before an answer goes out, or when a file is closed only.

@@ -29,14 +29,8 @@ async def moderations(call: Call) -> Response:
     inputs = await call.while_there(call.run(lambda _ticket: _inputs(content, depth)))
     if len(inputs) > (most := call.state.config.limits.messages):
         raise ApiError(400, f"more than {most} inputs", "invalid_request")
-    results = []
-    worst = None
-    for texts in inputs:
-        judged = await call.judge(lambda texts=texts: (texts, None))  # type: ignore[misc]
-        decision = judged.decision
-        worst = decision if worst is None or (worst.allowed and not decision.allowed) else worst
-        results.append(moderation(decision, call.state.config) | {"promptguard": call.about(decision)})
-    call.decision = worst
+    decisions = await call.judge_all(inputs)
+    results = [moderation(one, call.state.config) | {"promptguard": call.about(one)} for one in decisions]
     return json_response({"id": f"modr-{call.id}", "model": call.state.config.model, "results": results})
 
 
@@ -88,10 +82,10 @@ def _guardrail(value: Mapping[str, Any]) -> ChatRequest:
     tool_calls = value.get("tool_calls") or []
     if not all(isinstance(item, list) for item in (texts, messages, tool_calls)):
         raise InvalidRequest("texts, structured_messages and tool_calls must be lists")
-    read = read_request({"messages": messages, "input": texts} | about)
-    if not tool_calls:
-        return read
-    return ChatRequest((*read.messages, {"role": "assistant", "tool_calls": tool_calls}), read.context)
+    # Two readings, so that no field of the call stands in for another.
+    found, further = read_request({"messages": messages, "input": texts}), read_request(about)
+    calls = ({"role": "assistant", "tool_calls": tool_calls},) if tool_calls else ()
+    return ChatRequest((*found.messages, *further.messages, *calls), (*found.context, *further.context))
 
 
 def _object(content: bytes, depth: int) -> dict[str, Any]:

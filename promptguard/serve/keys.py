@@ -1,12 +1,13 @@
 """Whose request it is: keys are stored hashed and compared in constant time.
 
-A key is looked for in `x-promptguard-key`, `Authorization: Bearer` and `x-api-key`. Every stored hash is compared,
-whichever of them fits: the time says nothing about them. A scrypt hash costs milliseconds by design, so what was
-accepted once is remembered by a keyed digest.
+A key is looked for in `x-promptguard-key`, `Authorization: Bearer` and `x-api-key`. Every stored hash of a kind is
+compared, whichever of them fits: the time says nothing about them. A scrypt hash costs milliseconds and memory by
+design, so what was accepted once is remembered by a keyed digest, and few requests at once may ask for one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -17,6 +18,7 @@ from promptguard.serve.config import Key
 
 _LONGEST = 512
 _MAX_MEMORY = 256 * 2**20
+_SLOW_AT_ONCE = 2
 
 
 class Keys:
@@ -28,31 +30,50 @@ class Keys:
 
     def __init__(self, keys: Sequence[Key]) -> None:
         self._keys = tuple(keys)
+        self._slow = tuple(key for key in keys if key.scrypt)
         self._salt = secrets.token_bytes(32)
         self._known: dict[bytes, Key] = {}
+        self._turn = asyncio.Semaphore(_SLOW_AT_ONCE)
 
     @property
     def is_open(self) -> bool:
         """Whether no key is needed."""
         return not self._keys
 
-    @property
-    def is_slow(self) -> bool:
-        """Whether `find` may take milliseconds."""
-        return any(key.scrypt for key in self._keys)
+    async def find_in_turn(self, given: str | None) -> Key | None:
+        """As `find`; slow hashes wait for their turn and run in a thread."""
+        secret = _secret(given)
+        if secret is None:
+            return None
+        if (found := self._fast(secret)) or not self._slow:
+            return found
+        async with self._turn:
+            return await asyncio.to_thread(self._slowly, secret)
 
     def find(self, given: str | None) -> Key | None:
         """The key that was given, or None if it is none of ours."""
-        if not given or len(given) > _LONGEST:
-            return None
-        secret = given.encode("utf-8", "surrogatepass")
-        mark = hmac.digest(self._salt, secret, "sha256")
+        secret = _secret(given)
+        return None if secret is None else self._fast(secret) or self._slowly(secret)
+
+    def _fast(self, secret: bytes) -> Key | None:
+        mark = self._mark(secret)
         if mark in self._known:
             return self._known[mark]
-        matching = [key for key in self._keys if _fits(key, secret)]
-        if matching:
-            self._known[mark] = matching[0]
+        matching = [key for key in self._keys if key.sha256 and _fits(key, secret)]
         return matching[0] if matching else None
+
+    def _slowly(self, secret: bytes) -> Key | None:
+        matching = [key for key in self._slow if _fits(key, secret)]
+        if matching:
+            self._known[self._mark(secret)] = matching[0]
+        return matching[0] if matching else None
+
+    def _mark(self, secret: bytes) -> bytes:
+        return hmac.digest(self._salt, secret, "sha256")
+
+
+def _secret(given: str | None) -> bytes | None:
+    return given.encode("utf-8", "surrogatepass") if given and len(given) <= _LONGEST else None
 
 
 def given_key(headers: Mapping[str, str], *, own_header_only: bool = False) -> str | None:

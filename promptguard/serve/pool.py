@@ -1,7 +1,7 @@
 """The threads in which requests are checked: so many at once, so many waiting, and no longer than a deadline.
 
 The event loop never checks anything itself, so it answers probes while every thread is busy. A request that nobody
-waits for any more is not begun; one that was begun stops before its next text.
+waits for any more is not begun; one that was begun stops before its next text, or its next batch of erasures.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import TypeVar
 
 from promptguard.errors import PromptGuardError
@@ -60,6 +61,19 @@ class Ticket:
         """
         if self._is_cancelled or time.monotonic() > self._ends:
             raise Abandoned("nobody waits for this check any more")
+
+
+_ticket: ContextVar[Ticket] = ContextVar("_ticket")
+
+
+def go_on(_done: int, _total: int) -> None:
+    """Stops a search between two batches when nobody waits for it: the `progress` of certifiers.
+
+    Raises:
+        Abandoned: the work of this thread has a ticket, and nobody waits.
+    """
+    if (ticket := _ticket.get(None)) is not None:
+        ticket.check()
 
 
 class Watched:
@@ -123,7 +137,7 @@ class Pool:
         try:
             async with asyncio.timeout(seconds):
                 return await asyncio.wrap_future(future)
-        except TimeoutError:
+        except (TimeoutError, Abandoned):  # whichever clock was first
             raise Late("no verdict before the deadline") from None
         finally:
             ticket.cancel()
@@ -135,9 +149,11 @@ class Pool:
     def _timed(self, work: Callable[[Ticket], _T], ticket: Ticket) -> _T:
         ticket.check()
         start = time.perf_counter()
+        token = _ticket.set(ticket)
         try:
             return work(ticket)
         finally:
+            _ticket.reset(token)
             self._seconds += 0.1 * (time.perf_counter() - start - self._seconds)
 
     def _leave(self, _future: Future[_T] | None = None) -> None:

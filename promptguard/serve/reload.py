@@ -45,10 +45,14 @@ def on_hangup(work: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[None]:
 
 async def reload(holder: Holder, transport: httpx2.AsyncBaseTransport | None) -> None:
     """Take on the configuration as the file and the environment are now; a bad one changes nothing."""
-    try:
-        state = await asyncio.to_thread(lambda: State.of(configured(os.environ), transport))
-        holder.swap(state)
-    except PromptGuardError as error:
-        _log.error("configuration not loaded again: %s", error)
-        return
-    _log.warning("configuration loaded again")
+    async with holder.reloading:
+        try:
+            state = await asyncio.to_thread(lambda: State.of(configured(os.environ), transport))
+            holder.swap(state)
+        except PromptGuardError as error:
+            _log.error("configuration not loaded again: %s", error)
+            return
+        except Exception as error:  # nobody else would hear of it
+            _log.error("configuration not loaded again: %s", type(error).__name__)
+            return
+        _log.warning("configuration loaded again")

@@ -12,7 +12,7 @@ import httpx2
 from promptguard.errors import PromptGuardError
 from promptguard.guard import Policy
 from promptguard.serve.buckets import Buckets
-from promptguard.serve.certifier import build
+from promptguard.serve.certifier import build, close
 from promptguard.serve.checks import Checker
 from promptguard.serve.config import Config
 from promptguard.serve.keys import Keys
@@ -53,10 +53,11 @@ class State:
         """
         policy: Policy = config.policy.policy()
         upstream = Upstream(config.upstream, transport) if config.upstream.url else None
-        requests = Checker(build(config.certifier, config.batching), policy, config.limits)
+        seconds = config.limits.seconds
+        requests = Checker(build(config.certifier, config.batching, seconds), policy, config.limits)
         outputs = requests
         if config.output.certifier is not None:
-            outputs = Checker(build(config.output.certifier, config.batching), policy, config.limits)
+            outputs = Checker(build(config.output.certifier, config.batching, seconds), policy, config.limits)
         pool = Pool(config.limits.threads, config.limits.queue)
         return cls(config, requests, outputs, pool, upstream, Keys(config.keys))
 
@@ -66,15 +67,26 @@ class State:
         while self.users and asyncio.get_running_loop().time() < ends:
             await asyncio.sleep(0.05)
         self.pool.close()
+        for checker in {self.requests, self.outputs}:
+            await asyncio.to_thread(close, checker.certifier)
         if self.upstream:
             await self.upstream.close()
 
 
 class Holder:
-    """The current state."""
+    """The current state.
+
+    Args:
+        state: the first one.
+
+    Attributes:
+        current: the state that requests begin with.
+        reloading: held from reading a configuration until it is taken on, so that the last one read counts.
+    """
 
     def __init__(self, state: State) -> None:
         self.current = state
+        self.reloading = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -18,6 +19,7 @@ from promptguard.serve.config import UpstreamSection
 _PASSED = re.compile(r"retry-after|x-ratelimit-[a-z-]{1,40}|openai-processing-ms|openai-version")
 _REFUSED = frozenset({400, 404, 405, 409, 413, 422})
 _DEPTH = 100
+_LARGE = 262_144
 
 
 class Upstream:
@@ -100,12 +102,18 @@ class Upstream:
         """
         content = b"".join([chunk async for chunk in self.chunks(response)])
         try:
-            value = parse(content, max_depth=_DEPTH)
+            # Large answers would hold up every other request, and the probes.
+            large = len(content) > _LARGE
+            value = await asyncio.to_thread(_parsed, content) if large else _parsed(content)
         except InvalidRequest:
             value = None
         if not isinstance(value, dict):
             raise ApiError(502, "the upstream's answer is not a JSON object", "upstream_error")
         return value
+
+
+def _parsed(content: bytes) -> Any:
+    return parse(content, max_depth=_DEPTH)
 
 
 @contextmanager

@@ -75,9 +75,13 @@ class DiffusionDenoiser(nn.Module):
         kind = getattr(scheduler.config, "prediction_type", "epsilon")
         if kind not in _CLEAN:
             raise InvalidArgument(f"a scheduler that predicts {', '.join(_CLEAN)} is needed")
-        self.unet, self._clean = unet, _CLEAN[kind]
+        self.unet, self._kind, self._clean = unet, kind, _CLEAN[kind]
         self.step = timestep(scheduler.alphas_cumprod, sigma)
         self._alpha = float(scheduler.alphas_cumprod[self.step])
+
+    def extra_repr(self) -> str:
+        """The step, its alpha-bar and what is predicted: part of what the model is."""
+        return f"step={self.step!r}, alpha={self._alpha!r}, prediction={self._kind!r}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Denoised images, in [0, 1]."""

@@ -65,6 +65,10 @@ class PretrainedClassifier(nn.Module):
         self._classifier = Normalised(_Logits(model), processor.image_mean, processor.image_std)
         self._size = size
 
+    def extra_repr(self) -> str:
+        """The size that is read: part of what the model is."""
+        return f"size={self._size!r}"
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of images (count, channels, height, width)."""
         if self._size is not None and tuple(x.shape[-2:]) != self._size:
@@ -127,6 +131,10 @@ class Consensus(nn.Module):
             raise InvalidArgument("k must be from 1 to the number of members")
         self.members = nn.ModuleList(members)
         self._k = k
+
+    def extra_repr(self) -> str:
+        """How many are asked first: part of what the model is."""
+        return f"k={self._k!r}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits."""

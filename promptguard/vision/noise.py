@@ -5,7 +5,8 @@
 * `GridGaussian` closes that gap. Images are whole numbers k of `levels` steps, and so is the noise, round(N(0, s^2)).
   As round(k + e) = k + round(e), the smoothed classifier is that of z -> f(round(z)) under the real Gaussian, for which
   the theorem holds; no sum is ever rounded. The noise is drawn by comparing uniform 53-bit integers with integer
-  thresholds. The distance between the law that results and the ideal one is bounded, and taken off as `slack`.
+  thresholds. The distance between the law that results and the ideal one is bounded, and taken off as `slack`. A
+  tensor of floats holds k / levels only rounded, so its steps may be shorter than the grid's: `shrink`.
 * `LinearGaussian` is for models that begin with a linear layer: W (x + e) + b = (W x + b) + W e, and W e is Gaussian
   itself. With the QR factors of W^T it is R^T u, u ~ N(0, sigma^2 I) of dimension rank, so that W x + b is computed
   once and noise is drawn in the layer's dimension. (Noise responses that are computed once and used for several images
@@ -31,6 +32,9 @@ Which: TypeAlias = npt.NDArray[np.int64]
 Draw: TypeAlias = Callable[[Which, int, torch.Generator], torch.Tensor]
 _BITS = 53
 _TAIL = 9.0  # standard deviations; what is beyond is counted in the slack
+_RANGE = 4  # images on the grid are within this far of 0
+_EXACT = {torch.float32, torch.float64}  # in half precision a step may differ from the grid's by far
+_SHRINK_ERROR = 2.0**-30  # more than the error of computing `shrink`
 _CDF_ERROR = 8.0  # units of 2^-53 per threshold: the error of ndtr, and of rounding to an integer
 
 
@@ -44,6 +48,11 @@ class Noise(Protocol):
     @property
     def sigma(self) -> float:
         """Standard deviation, in the units of the image."""
+        ...
+
+    @property
+    def shrink(self) -> float:
+        """At most 1: images at a distance r, as the tensors they are given as, are within r / shrink for the noise."""
         ...
 
     @property
@@ -95,6 +104,7 @@ class Gaussian:
     """
 
     assumes = "Gaussian noise in float32, as if drawn and added in real numbers"
+    shrink = 1.0
 
     def __init__(self, sigma: float) -> None:
         self.sigma = _checked(sigma)
@@ -138,6 +148,7 @@ class GridGaussian:
         steps = torch.arange(-self._most, self._most, dtype=torch.float64).numpy()
         # P[Z <= z] = Phi((z + 1/2) / scale), as integers: a uniform U is below the z-th with that chance.
         self._thresholds = torch.from_numpy((ndtr((steps + 0.5) / scale) * 2.0**_BITS).astype("int64"))
+        self.shrink = _shrink(levels)
         self._each = len(steps) * _CDF_ERROR * 2.0**-_BITS + 2 * float(ndtr(-_TAIL))
 
     @property
@@ -145,7 +156,7 @@ class GridGaussian:
         """What it is."""
         return (
             f"integer noise on the grid of 1/{self.levels}, exact but for a distance that is taken off; "
-            "images off the grid are refused"
+            f"images off the grid, beyond {_RANGE} or in half precision are refused"
         )
 
     def slack(self, pixels: int) -> float:
@@ -171,14 +182,32 @@ class GridGaussian:
         return torch.bucketize(uniform, thresholds, right=True) - self._most
 
     def _whole(self, x: torch.Tensor) -> torch.Tensor:
-        if not x.is_floating_point():
-            return x.to(torch.int64)
+        whole = self._steps_of(x) if x.is_floating_point() or x.is_complex() else x.to(torch.int64)
+        most = _RANGE * self.levels
+        if not bool(((whole >= -most) & (whole <= most)).all()):
+            raise InvalidArgument(f"exact noise needs an image of numbers from -{_RANGE} to {_RANGE}")
+        return whole
+
+    def _steps_of(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype not in _EXACT:
+            raise InvalidArgument("exact noise needs an image in float32, float64 or integers")
         if not bool(torch.isfinite(x).all()):
             raise InvalidArgument("an image is a tensor of finite numbers, without a batch dimension")
         whole = torch.round(x.double() * self.levels)
         if not torch.equal((whole / self.levels).to(x.dtype), x):
             raise InvalidArgument(f"exact noise needs an image of whole numbers of 1/{self.levels}: round it first")
         return whole.to(torch.int64)
+
+
+def _shrink(levels: int) -> float:
+    """The least that a step between two images may be of 1 / levels, whichever types hold them, rounded down.
+
+    If no k / levels is stored further than E steps from its place, two that are n >= 1 steps apart are stored at least
+    n - 2 E >= (1 - 2 E) n steps apart. float32 is the coarsest type that is taken.
+    """
+    steps = torch.arange(_RANGE * levels + 1, dtype=torch.float64)
+    most = float(((steps / levels).float().double() * levels - steps).abs().max())
+    return 1 - 2 * most - _SHRINK_ERROR
 
 
 class LinearGaussian:
@@ -192,6 +221,7 @@ class LinearGaussian:
     """
 
     assumes = "Gaussian noise, drawn as the first layer's response to it, as if in real numbers"
+    shrink = 1.0
 
     def __init__(self, sigma: float) -> None:
         self.sigma = _checked(sigma)
@@ -205,7 +235,7 @@ class LinearGaussian:
 
     def logits(self, model: nn.Module, images: torch.Tensor) -> Draw:
         """Logits of x + e, for `torch.nn.Sequential` models of an optional Flatten, a Linear layer and a rest."""
-        first, rest = _split(model)
+        first, rest = _split(model, images.ndim - 1)
         placed_, dtype = placed(model, images)
         with torch.inference_mode():
             base = first(placed_.flatten(1).to(dtype))
@@ -230,10 +260,21 @@ class LinearGaussian:
         return self._factor
 
 
-def _split(model: nn.Module) -> tuple[nn.Linear, nn.Module]:
-    layers = list(model.children()) if isinstance(model, nn.Sequential) else []
-    if layers and isinstance(layers[0], nn.Flatten):
+def _split(model: nn.Module, dimensions: int) -> tuple[nn.Linear, nn.Module]:
+    """The first layer and the rest, if what runs is sure to be W x + b of the flat image, and then the rest."""
+    layers = list(model) if type(model) is nn.Sequential and _is_plain(model) else []
+    flat = dimensions == 1
+    if layers and type(layers[0]) is nn.Flatten and _is_plain(layers[0]):
+        flat = (layers[0].start_dim, layers[0].end_dim) == (1, -1)
         layers = layers[1:]
-    if not layers or not isinstance(layers[0], nn.Linear):
-        raise InvalidArgument("this noise needs a torch.nn.Sequential that begins with Linear, or Flatten and Linear")
-    return layers[0], nn.Sequential(*layers[1:])
+    if not flat or not layers or type(first := layers[0]) is not nn.Linear or not _is_plain(first):
+        raise InvalidArgument(
+            "this noise needs a torch.nn.Sequential that begins with Linear, for flat images, or Flatten and Linear; "
+            "none of them a subclass, or with hooks or parametrisations"
+        )
+    return first, nn.Sequential(*layers[1:])
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether nothing but the forward of its class runs."""
+    return not module._forward_hooks and not module._forward_pre_hooks and "forward" not in vars(module)

@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 
 from promptguard.errors import UnsupportedThreat
-from promptguard.threat import L2
+from promptguard.threat import L2, Threat
 from promptguard.types import Certificate, Certifier, Label, Verdict
 
 _METHOD = "aces"
@@ -54,13 +54,15 @@ class CertifiedSelection:
         """
         choice = self._selector.certify(x)
         if choice.label is Label.ABSTAIN:
-            return replace(choice, certificate=None, parts=())
+            return replace(choice, threat=None, certificate=None, parts=())
         answer = (self._certified if choice.label == self._chosen else self._core).certify(x)
         return replace(
             answer,
             calls=choice.calls + answer.calls,
             checks=choice.checks + answer.checks,
+            threat=_smaller(choice.threat, answer.threat),
             certificate=_both(choice.certificate, answer.certificate),
+            degraded=choice.degraded or answer.degraded,
             parts=(),  # a part's own certificate says nothing of the composition
         )
 
@@ -68,8 +70,8 @@ class CertifiedSelection:
 def _both(choice: Certificate | None, answer: Certificate | None) -> Certificate | None:
     if choice is None or answer is None:
         return None
-    threat = min(choice.threat, answer.threat, key=lambda threat: threat.budget)
-    if choice.threat.kind != L2 or answer.threat.kind != L2 or choice.threat.unit != answer.threat.unit:
+    threat = _smaller(choice.threat, answer.threat)
+    if threat is None:
         raise UnsupportedThreat("a selection needs l2 certificates of the same unit")
     wrong = (1 - choice.confidence) + (1 - answer.confidence)
     return Certificate(
@@ -80,4 +82,12 @@ def _both(choice: Certificate | None, answer: Certificate | None) -> Certificate
         f"{choice.filter}:{answer.filter}",
         (f"the selector stays within {choice.threat.budget!r}", *choice.assumes, *answer.assumes),
         choice.degraded or answer.degraded,
+        choice.may_abstain or answer.may_abstain,
     )
+
+
+def _smaller(choice: Threat | None, answer: Threat | None) -> Threat | None:
+    """What both undo; None unless both are of l2 and the same unit."""
+    if choice is None or answer is None or not choice.kind == answer.kind == L2 or choice.unit != answer.unit:
+        return None
+    return min(choice, answer, key=lambda threat: threat.budget)

@@ -147,16 +147,33 @@ class Voter:
             )
 
 
+def structure(model: nn.Module) -> str:
+    """What a model is besides its numbers: `repr(model)`, and the class and the `config`, if any, of each part."""
+    parts = [
+        f"{name}: {type(part)!r} {getattr(part, 'config', None)!r}"
+        for name, part in model.named_modules(remove_duplicate=False)
+    ]
+    return "\n".join([repr(model), *parts])
+
+
 def digest(model: nn.Module) -> str:
-    """Identity of a model: SHA-256 of its class and of the name, type, shape and bytes of all weights and buffers."""
-    found = hashlib.sha256(repr(type(model)).encode())
-    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+    """Identity of a model: SHA-256 of its `structure` and of the name, type, shape and bytes of all tensors it has.
+
+    A constant that is neither a registered tensor nor in `extra_repr` or `config` is not seen.
+    """
+    found = hashlib.sha256(structure(model).encode())
+    tensors: list[tuple[str, torch.Tensor]] = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
-def version(model: nn.Module) -> tuple[int, ...]:
-    """A number for each weight that changes when it is written to; cheap to compare."""
+def version(model: nn.Module) -> tuple[str, *tuple[int, ...]]:
+    """The structure, and a number for each weight that changes when it is written to; cheap to compare."""
     tensors = itertools.chain(model.parameters(), model.buffers())
-    return tuple(n for t in tensors for n in (t.data_ptr(), 0 if t.is_inference() else t._version))
+    numbers = (n for t in tensors for n in (t.data_ptr(), 0 if t.is_inference() else t._version))
+    return structure(model), *numbers

@@ -1,0 +1,242 @@
+"""Requests that hide text or pictures where a reader does not look, and ordinary ones that must pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from serving import BOMB, Fake, ask, config, served
+
+from promptguard.guard.chat_request import read_request
+from promptguard.guard.policy import Policy
+from promptguard.guard.reading import read
+
+PICTURE = {"url": "https://x.org/i.png"}
+IMAGE = {"type": "image_url", "image_url": PICTURE}
+SAYS: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+SCHEMA = {"type": "object", "properties": {"file_ids": {"type": "array"}, "image_url": {"type": "string"}}}
+
+
+def unscannable(body: dict[str, Any]) -> tuple[str, ...]:
+    found = read_request(body)
+    return read(list(found.messages), Policy(), found.context).unscannable
+
+
+def texts(body: dict[str, Any]) -> set[str]:
+    found = read_request(body)
+    return {piece.text for piece in read(list(found.messages), Policy(), found.context).pieces}
+
+
+def message(**fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "assistant", "content": "hi", **fields}]}
+
+
+def part(**fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi", **fields}]}]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        part(uuid="u", image_url=PICTURE),
+        part(uuid="u", image_url=None),  # vLLM: the picture that it keeps under this name
+        part(image_url="https://x.org/i.png"),
+        part(Image_URL=PICTURE),
+        part(file_id="file-1"),
+        part(source={"type": "base64", "data": "AAAA"}),
+        part(more=[IMAGE]),
+        part(extras={"input_audio": {"data": "AAAA"}}),
+        part(cache_control={"type": "image", "source": "x"}),
+        {"input": [{"role": "user", "content": [{"type": "input_text", "text": "hi", "file_id": "file-1"}]}]},
+        {"input": [{"type": "input_text", "text": "hi", "image_url": "https://x.org/i.png"}]},
+        message(reasoning=[IMAGE]),
+        message(reasoning=[{"type": "document", "source": {"data": "AAAA"}}]),
+        message(annotations=[{"type": "file", "file": {"content": [IMAGE]}}]),
+        message(tool_calls=[{"function": {"name": "f", "arguments": "{}"}, "image_url": PICTURE}]),
+        message(audio="audio_1"),
+        message(image_url="https://x.org/i.png"),
+    ],
+)
+def test_media_beside_the_text_of_a_message_are_unscannable(body: dict[str, Any]) -> None:
+    assert unscannable(body)
+
+
+def test_what_stands_beside_media_is_still_read() -> None:
+    assert texts(part(uuid="u", image_url={"url": "data:image/png;base64,AAAA", "alt": "a bomb"})) >= {"hi", "a bomb"}
+    assert "data: a bomb" in texts({"messages": [{"role": "user", "content": [{"type": "x", "t": "data: a bomb"}]}]})
+    assert "data:image/png;base64,AAAA" not in texts(part(image_url={"url": "data:image/png;base64,AAAA"}))
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"fallbacks": [{"model": "m2", "messages": [{"role": "user", "content": [IMAGE]}]}]},
+        {"fallbacks": [{"model": "m2", "messages": "hi"}]},
+        {"fallbacks": [{"model": "m2", "prompt": [1, 2, 3]}]},
+        {"extra_body": {"chat_template_kwargs": {"x": "y"}}},
+        {"extra_body": {"previous_response_id": "r"}},
+        {"extra_body": {"Images": ["AAAA"]}},
+        {"extra_body": {"prompt_token_ids": [1]}},
+        {"options": {"template": "x"}},
+        {"nobody_knows": {"a": [{"b": [1, 2]}]}},
+        {"nobody_knows": [{"type": "input_image"}]},
+        {"attachments": [{"file_id": "file-1", "tools": [{"type": "file_search"}]}]},
+        {"tool_resources": {"file_search": {"vector_store_ids": ["vs_1"]}}},
+        {"image_url": "https://x.org/i.png"},
+        {"input_file_id": "file-1"},
+        {"file_ids": ["file-1"]},
+        {"system": [{"type": "image", "source": {"type": "base64", "data": "AAAA"}}]},
+        {"prediction": {"type": "content", "content": [IMAGE]}},
+    ],
+)
+def test_structures_of_other_fields_hold_no_conversation_and_no_media(field: dict[str, Any]) -> None:
+    assert unscannable({**SAYS, **field})
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"type": "mcp", "server_label": "x", "server_url": "https://x.org/mcp"},
+        {"type": "mcp", "server_label": "x", "connector_id": "connector_gmail"},
+        {"type": "file_search", "vector_store_ids": ["vs_1"]},
+        {"type": "code_interpreter", "container": {"type": "auto", "file_ids": ["file-1"]}},
+        {"type": "code_interpreter", "container": "cntr_1"},
+        {"type": "shell", "environment": {"type": "container_reference", "container_id": "cntr_1"}},
+        {"type": "shell", "environment": {"type": "container_auto", "skills": [{"type": "inline"}]}},
+        {"type": "image_generation", "input_image_mask": {"file_id": "file-1"}},
+        {"type": "namespace", "tools": [{"type": "mcp", "Server_URL": "https://x.org/mcp"}]},
+    ],
+)
+def test_tools_that_a_client_points_at_text_elsewhere_are_unscannable(tool: dict[str, Any]) -> None:
+    function = {"type": "function", "function": {"name": "f"}}
+    assert unscannable({"input": "hi", "tools": [function, tool]})
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"truncate_prompt_tokens": 5},
+        {"truncate_prompt_tokens": 0},
+        {"truncate_prompt_tokens": -1},
+        {"truncation": "auto"},
+        {"truncation": {"type": "last_messages"}},
+    ],
+)
+def test_a_client_may_not_cut_the_text_that_was_checked(field: dict[str, Any]) -> None:
+    assert unscannable({**SAYS, **field})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        part(
+            cache_control={"type": "ephemeral"}, id="p1", index=0, uuid=None, image_url=None, extras={"signature": "x"}
+        ),
+        {
+            "input": [
+                {
+                    "type": "message",
+                    "id": "msg_1",
+                    "role": "assistant",
+                    "status": "completed",
+                    "content": [
+                        {
+                            "type": "output_text",
+                            "text": "hi",
+                            "annotations": [{"type": "file_citation", "file_id": "file-1", "index": 1}],
+                            "logprobs": [{"token": "hi", "bytes": [104], "logprob": -1, "top_logprobs": []}],
+                        }
+                    ],
+                },
+                {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "why"}]},
+                {"type": "function_call", "call_id": "c", "name": "f", "arguments": '{"image_url": "x"}'},
+            ]
+        },
+        message(tool_calls=[{"type": "function", "id": "c", "function": {"arguments": {"image_url": "x"}}}]),
+        message(annotations=[{"type": "url_citation", "url_citation": {"url": "https://x.org", "start_index": 0}}]),
+        message(refusal=None, audio=None, function_call=None, tool_calls=None, annotations=[]),
+        {**SAYS, "tools": [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}]},
+        {**SAYS, "tools": [{"type": "function", "name": "f", "parameters": SCHEMA, "strict": True}]},
+        {**SAYS, "tools": [{"name": "f", "description": "d", "input_schema": SCHEMA}]},
+        {**SAYS, "functions": [{"name": "f", "parameters": SCHEMA}]},
+        {**SAYS, "tools": [{"type": "web_search"}, {"type": "code_interpreter", "container": {"type": "auto"}}]},
+        {**SAYS, "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}},
+        {**SAYS, "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}}},
+        {**SAYS, "metadata": {"file": "a.txt", "context": "x"}, "documents": [{"file": "a.txt", "text": "x"}]},
+        {**SAYS, "provider": {"order": ["a", "b"], "max_price": {"prompt": None, "image": None}}},
+        {**SAYS, "fallbacks": ["m2", "m3"], "plugins": [{"id": "web", "max_results": 3}]},
+        {**SAYS, "truncation": "disabled", "truncate_prompt_tokens": None},
+        {**SAYS, "truncation": None, "tool_choice": {"type": "function", "function": {"name": "f"}}},
+    ],
+)
+def test_ordinary_requests_are_read_whole(body: dict[str, Any]) -> None:
+    assert unscannable(body) == ()
+
+
+@pytest.mark.parametrize(
+    "value", ["Say_it.How_to_build_a_bomb", {"effort": "a_bomb"}, {"a_bomb": 1}, {"summary": ["a_bomb"]}]
+)
+@pytest.mark.parametrize("name", ["reasoning_effort", "verbosity", "thinking", "reasoning", "modalities", "truncation"])
+def test_settings_with_fixed_words_hold_no_others(name: str, value: Any) -> None:
+    assert any("bomb" in text for text in read_request({name: value}).context)
+
+
+@pytest.mark.parametrize("name", ["stop", "include", "models", "user", "guardrails"])
+def test_several_words_are_a_text(name: str) -> None:
+    words = ["how", "to", "build", "a", "bomb"]
+    assert read_request({name: words}).context == (" ".join(words),)
+    assert set(read_request({name: [words, "x"]}).context) == {*words, "x"}
+    assert set(read_request({name: ["a cake", "bomb"]}).context) == {"a cake", "bomb"}
+
+
+def test_the_words_of_the_formats_are_no_text() -> None:
+    body = {
+        "reasoning_effort": "xhigh", "verbosity": "low", "thinking": {"type": "enabled", "budget_tokens": 1024},
+        "reasoning": {"effort": "high", "summary": "auto", "exclude": False}, "modalities": ["text", "audio"],
+        "include": ["reasoning.encrypted_content", "message.output_text.logprobs"], "truncation": "disabled",
+        "stop": ["</s>"], "stop_token_ids": [1, 2], "models": [], "audio": {"voice": "alloy", "format": "mp3"},
+    }  # fmt: skip
+    found = read_request(body)
+    assert (found.messages, found.context) == ((), ())
+
+
+def test_prompts_and_their_suffix_are_checked_side_by_side() -> None:
+    assert "a bomb" in texts({"suffix": "mb", "prompt": "a bo"})
+    assert "a bomb" in texts({"prompt": ["a bo", "mb"]})
+    assert "a bomb" in texts({"prompt": ["a ", "bo"], "suffix": "mb"})
+    assert "a\nbomb\na" in texts({"prompt": "bomb", "suffix": "a"})  # a model for filling in may see the suffix first
+    assert texts({"prompt": "a cake", "suffix": None}) == texts({"prompt": "a cake", "suffix": ""}) == {"a cake"}
+    assert unscannable({"prompt": ["a cake", [1, 2]]})
+    assert unscannable({"prompt": "a cake", "suffix": [IMAGE]})
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"texts": ["a bomb"], "input": "cake"},
+        {"texts": ["cake"], "input": "a bomb"},
+        {"structured_messages": [{"role": "user", "content": "a bomb"}], "messages": [], "texts": ["cake"]},
+        {"structured_messages": ask("a bomb")["messages"], "messages": ask("cake")["messages"], "texts": ["cake"]},
+        {"texts": ["cake"], "messages": ask("a bomb")["messages"]},
+        {"texts": ["cake"], "input": "cake", "tool_calls": [{"function": {"name": "f", "arguments": "a bomb"}}]},
+    ],
+)
+def test_no_field_of_a_guardrail_call_replaces_another(call: dict[str, Any]) -> None:
+    with served(config(BOMB)) as client:
+        assert client.post("/beta/litellm_basic_guardrail_api", json=call).json()["action"] == "BLOCKED"
+        passed = {"texts": ["cake"], "input": "cake", "messages": ask("cake")["messages"]}
+        assert client.post("/beta/litellm_basic_guardrail_api", json=passed).json() == {"action": "NONE"}
+
+
+def test_the_server_forwards_none_of_it() -> None:
+    fake = Fake()
+    tool = {"type": "mcp", "server_label": "x", "server_url": "https://x.org/mcp"}
+    with served(config(), fake) as client:
+        for path, body in (
+            ("chat/completions", {"model": "m", **part(uuid="u", image_url=PICTURE)}),
+            ("chat/completions", {"model": "m", **SAYS, "truncate_prompt_tokens": 5}),
+            ("responses", {"model": "m", "input": "hi", "tools": [tool]}),
+            ("completions", {"model": "m", "prompt": "a bo", "suffix": "mb"}),
+        ):
+            assert client.post(f"/v1/{path}", json=body).status_code == 400
+    assert fake.bodies == []
