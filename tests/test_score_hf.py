@@ -44,16 +44,17 @@ def test_batched_is_single_is_the_model_itself(family: str) -> None:
     model, tokenizer = FAMILIES[family][0](), FAMILIES[family][1]()
     together = harmful(TEXTS)
     assert together[2] == pytest.approx(together[-1], abs=1e-6)
-    # With large random weights the model's own pass is 1e-6 off as well, against float64.
-    rounding = 5e-6
+    # Large random weights: the model's own float32 may be further from its exact score than ours.
+    exact = copy.deepcopy(model).double()
     for text, score in zip(TEXTS, together, strict=True):
         # Far less than the guard band.
         assert abs(harmful([text])[0] - score) < harmful.guard_band / 20
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
         if 0 < ids.shape[1] <= harmful.window:
             with torch.inference_mode():
-                reference = model(input_ids=ids.long()).logits.double().softmax(-1)[0, 1].item()
-            assert score == pytest.approx(reference, abs=rounding)
+                logits = [each(input_ids=ids.long()).logits.double() for each in (model, exact)]
+            references = [each.softmax(-1)[0, 1].item() for each in logits]
+            assert min(abs(score - reference) for reference in references) <= 1e-6
     assert isinstance(harmful, DifferentiableFilter)
     assert harmful([]) == []
 
