@@ -40,7 +40,11 @@ def verify_command(
     except AuditError as error:
         err.print(f"[bold red]not whole:[/] {str(error).replace('[', chr(92) + '[')}", highlight=False, soft_wrap=True)
         raise typer.Exit(BLOCKED) from None
-    out.print(f"whole: lines {found.since} to {found.link.lines - 1}, last code {found.link.code}", highlight=False)
+    out.print(
+        f"whole: lines {found.since} to {found.link.lines - 1}, last code {found.link.code}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _key(path: Path | None) -> bytes:

@@ -125,7 +125,7 @@ def bench(
         typer.echo(json.dumps(report.to_dict()))
         return
     out.print(_table(report))
-    out.print(f"rows, report.html, report.md and report.json: {folder}", highlight=False)
+    out.print(f"rows, report.html, report.md and report.json: {folder}", highlight=False, soft_wrap=True)
 
 
 def report(
@@ -148,7 +148,7 @@ def report(
             raise InvalidArgument("--out says where the comparison of several runs goes")
         ranking = rank(runs)
         ranking.write(folder)
-    out.print(f"ranking.html, ranking.md and ranking.json: {folder}", highlight=False)
+    out.print(f"ranking.html, ranking.md and ranking.json: {folder}", highlight=False, soft_wrap=True)
 
 
 def _prompts(file: Path, safe: Path | None) -> list[Prompt]:

@@ -159,7 +159,7 @@ def _show_certificate(decision: Decision, as_json: bool) -> None:
         out.print(_meaning(decision), highlight=False)
     for certificate in decision.certificates:
         out.print(certificate.sentence(), highlight=False)
-        out.print(f"Filter {certificate.filter}.", style="dim", highlight=False)
+        out.print(f"Filter {certificate.filter}.", style="dim", highlight=False, soft_wrap=True)
         for assumption in certificate.assumes:
             out.print(f"- {assumption}", style="dim", highlight=False, markup=False)
 

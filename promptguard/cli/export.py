@@ -37,4 +37,4 @@ def export(
         about = Attack(method, model, kind, defense, datetime.datetime.now(datetime.UTC).date())
         rows = ({"id": row.id, "verdict": row.verdict} for row in run.rows)
         save_artifact(artifact(rows, found.prompts, about, unattacked=found.skipped), target)
-    out.print(f"artifact: {target}", highlight=False)
+    out.print(f"artifact: {target}", highlight=False, soft_wrap=True)
