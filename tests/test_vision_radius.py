@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr, ndtri
+from scipy.stats import binom
 
 from promptguard.errors import InvalidArgument
 from promptguard.stats import SequentialTest, clopper_pearson, lower_bound, upper_bound
@@ -158,8 +159,33 @@ def test_the_table_says_what_the_test_says(p0: float, last_look: bool) -> None:
         successes = np.arange(n + 1)
         np.testing.assert_array_equal(test.rejects(successes, n - successes), successes >= looks.holds[at])
         np.testing.assert_array_equal(half.rejects(successes, n - successes), successes >= looks.majority[at])
-        mirrored = SequentialTest(1 - p0, 0.05).rejects(n - successes, successes)
-        assert abs(int(mirrored.sum()) - int(looks.hopeless[at]) - 1) <= 1  # one slack is rounded, the other is not
+
+
+@pytest.mark.parametrize("last_look", [True, False])
+@pytest.mark.parametrize("p0", [0.5, 0.84, 0.977])
+def test_hope_is_given_up_when_a_proof_has_become_unlikely(p0: float, last_look: bool) -> None:
+    looks = Looks.of(p0, 0.5, 0.01, 700, futility=0.05, last_look=last_look)
+    proof = int(looks.holds[-1])
+    goal = proof / 700
+    for at, n in enumerate(looks.trials):
+        chance = binom.sf(proof - np.arange(n + 1) - 1, 700 - n, goal)
+        far = SequentialTest(1 - goal, 0.05).rejects(n - np.arange(n + 1), np.arange(n + 1))
+        # one slack is rounded, the other is not
+        assert abs(int(looks.hopeless[at]) + 1 - max(int((chance <= 0.05).sum()), int(far.sum()))) <= 1
+    assert looks.hopeless[-1] == proof - 1
+
+
+def test_a_proof_that_allows_no_failure_is_given_up_at_the_first() -> None:
+    looks = Looks.of(0.9, 0.5, 0.001, 73, futility=0.01, last_look=True)
+    assert looks.holds[-1] == 73
+    np.testing.assert_array_equal(looks.hopeless, looks.trials - 1)
+
+
+def test_giving_up_costs_few_proofs() -> None:
+    looks = Looks.of(0.84, 0.5, 0.01, 2000, futility=0.02, last_look=True)
+    patient = Looks(looks.trials, looks.holds, np.full_like(looks.trials, -1), looks.majority)
+    for p, seed in ((0.86, 0), (looks.holds[-1] / 2000, 1), (0.875, 2)):
+        assert errors(p, patient, 4000, seed) - errors(p, looks, 4000, seed) <= 2 * 0.02
 
 
 def errors(p: float, looks: Looks, runs: int, seed: int) -> float:

@@ -49,7 +49,7 @@ class ImageSampling:
         alpha: probability that a certificate is false, for each image.
         samples: votes that prove, at most.
         selection: votes that choose the class, apart from those.
-        futility: chance of giving up a radius that holds; it costs certificates, never their truth.
+        futility: chance of giving up a radius that all votes may prove; it costs certificates, never their truth.
         last_look: spend half of alpha on one exact test when all votes are drawn. It is for `radius` only.
         batch_size: noised images per call of the model.
         guard_band: how far a logit may move with the composition of a batch.

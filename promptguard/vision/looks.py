@@ -2,6 +2,10 @@
 
 A test of p > p0 that may be looked at any number of times is looked at after n_1 < n_2 < ... votes. For a given n the
 evidence rises with the number of successes, so each look is one comparison with a number that is computed once.
+
+Hope is given up when a proof has become unlikely, in two ways: an e-process against the share that would just be
+proved by all votes (it ends what is far below, soon), and stochastic curtailment, the chance of a proof if that share
+held from now on (Lan, Simon and Halperin 1982; it ends what is just below, late). Neither can make an answer false.
 """
 
 from __future__ import annotations
@@ -11,12 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binom
 
 from promptguard.errors import InvalidArgument
 from promptguard.stats import SequentialTest, fewest_trials, log_e_value
 from promptguard.stats.sequential import Counts
 
-_GROWTH = 1.4  # looks are spaced geometrically: few of them, each costs a call of the model, and little overshoot
+# Looks are spaced geometrically, for little overshoot, but not closer than a call of the model is worth.
+_GROWTH = 1.1
+_STEP = 50
 
 
 def _least(found: Callable[[Counts, Counts], np.ndarray[tuple[int], np.dtype[np.bool_]]], trials: Counts) -> Counts:
@@ -38,7 +45,7 @@ class Looks:
     Attributes:
         trials: votes drawn up to each look, ascending; the last are all.
         holds: the least successes that show p > p0, at most alpha of the time wrongly, however one stops.
-        hopeless: the most successes at which p > p0 is given up; costs power only.
+        hopeless: the most successes at which a proof of p > p0 is given up; costs power only.
         majority: the least successes that show a majority.
     """
 
@@ -58,7 +65,7 @@ class Looks:
             majority: the share that a label needs: 1/2 and the noise's slack.
             alpha: chance of a false answer; as p <= majority implies p <= needed, label and radius share it.
             samples: votes at most.
-            futility: chance of giving up a radius that holds.
+            futility: chance, in each of the two ways, of giving up the share that all votes prove every other time.
             last_look: spend half of alpha on one exact test of all votes.
 
         Raises:
@@ -72,9 +79,21 @@ class Looks:
         trials = cls._times(fewest_trials(needed, alpha, last_look=False), samples)
         last = samples if last_look else None
         above, half = SequentialTest(needed, alpha, last), SequentialTest(majority, alpha, last)
+        holds = _least(above.rejects, trials)
+        return cls(trials, holds, cls._hopeless(trials, int(holds[-1]), futility), _least(half.rejects, trials))
+
+    @staticmethod
+    def _hopeless(trials: Counts, proof: int, futility: float) -> Counts:
+        """When to give up, if a proof takes `proof` successes of all trials."""
+        samples = int(trials[-1])
+        goal = proof / samples
+        late = proof - 1 - binom.isf(futility, samples - trials, goal).astype(np.int64)
+        if proof == samples:  # one failure is the end
+            return late
         hope = -math.log(futility)
-        most = trials - _least(lambda f, s: log_e_value(f, s, 1 - needed) >= hope, trials)
-        return cls(trials, _least(above.rejects, trials), most, _least(half.rejects, trials))
+        far = trials - _least(lambda f, s: log_e_value(f, s, 1 - goal) >= hope, trials)
+        result: Counts = np.maximum(far, late)
+        return result
 
     @staticmethod
     def _times(first: int, samples: int) -> Counts:
@@ -82,5 +101,5 @@ class Looks:
         times, at = [], first
         while at < samples:
             times.append(at)
-            at = math.ceil(at * _GROWTH)
+            at = max(at + _STEP, math.ceil(at * _GROWTH))
         return np.array([*times, samples], dtype=np.int64)
