@@ -128,6 +128,16 @@ def test_a_radius_that_is_too_large_is_found_out_and_a_true_one_is_not(confidenc
         assert "tensor" not in repr(found)
 
 
+@pytest.mark.parametrize("radius", [1e-3, 1e-5, 1e-7, 1e-9])
+def test_balls_that_float32_hardly_tells_from_their_centre_are_attacked_without_leaving_them(radius: float) -> None:
+    model = linear([30.0, -40.0, 5.0])
+    x = torch.tensor([4.0, 3.0, 0.0]) + radius * 0.999 * model.weight[1].detach() / model.weight[1].detach().norm()
+    threat = Threat("l2", radius, "image")
+    verdict = Verdict(1, 0.0, 0.0, 1, 1, threat, Certificate(1, threat, "claims", 1.0, "digest"))
+    attacks: list[ImageAttack] = [PGD(model, restarts=3), SmoothedPGD(model, 0.05, restarts=3)]
+    assert falsify_image(Claims(model), x, verdict, attacks, generator()).attempts == 2
+
+
 def test_merged_labels_are_attacked_through_the_class_that_is_named() -> None:
     model, x = linear(WEIGHT), torch.tensor([0.5, 0.1, 0.2])
 

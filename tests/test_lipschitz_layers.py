@@ -231,6 +231,12 @@ def test_maxmin_permutes() -> None:
     x = draw(3, 6, 2)
     assert torch.equal(MaxMin()(x).sort(1).values, x.sort(1).values)
     assert torch.equal(MaxMin()(x)[:, :3], torch.maximum(x[:, :3], x[:, 3:]))
+    for images in (x, draw(4, 6, 2, 3).to(memory_format=torch.channels_last), draw(3, 12, 2)[:, ::2], draw(0, 6)):
+        before = images.clone()
+        with torch.inference_mode():
+            found = MaxMin()(images)
+        assert torch.equal(found, MaxMin()(images))
+        assert torch.equal(images, before)
     assert jacobian(MaxMin(), draw(6)) == pytest.approx(1)
     with pytest.raises(UnsupportedThreat):
         MaxMin().analysis(Place((3,), (3,), UNIT))

@@ -23,6 +23,12 @@ def task(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("benchmarks.tasks.vision")
 
 
+@pytest.fixture
+def lipschitz(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    return importlib.import_module("benchmarks.tasks.vision_lipschitz")
+
+
 def test_the_baseline_is_cohens_procedure(task: Any) -> None:
     weight = torch.tensor([-1.0, 1.0])
     layer = torch.nn.Linear(1, 10, bias=False)
@@ -75,18 +81,100 @@ def test_tables_come_from_rows(task: Any, tmp_path: Path) -> None:
 
 
 def test_the_committed_rows_reach_what_was_to_be_reached(task: Any) -> None:
-    path = ROOT / "benchmarks" / "results" / "vision" / "smoothing.jsonl"
-    if not path.exists():
-        pytest.skip("no rows are committed")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = committed("smoothing.jsonl")
     early = [row for row in rows if row["part"] == "early"]
     assert all(row["both"] >= 0.99 * row["fixed"] for row in early)
     for row in rows:
         if row["part"] == "speed" and row["radius"] == 0.25:
             assert row["rate"] >= 25 * row["rates"]["binned"]
-    accuracy = [row for row in rows if row["part"] == "accuracy" and row["recipe"] == "Consistency"]
-    for radius, share in (("0.25", 89.7), ("0.5", 63.0)):
-        assert sum(100 * row["correct"][radius] / row["images"] - share for row in accuracy) >= 0
+    accuracy = [row for row in rows if row["part"] == "accuracy"]
+    for recipe in task.RECIPES:
+        some = [row for row in accuracy if row["recipe"] == recipe]
+        assert sorted(row["seed"] for row in some) == list(range(5))
+        for radius, share in (("0.0", 97.2), ("0.1", 96.0), ("0.25", 89.7), ("0.5", 63.0)):
+            assert sum(100 * row["correct"][radius] / row["images"] - share for row in some) >= 0
+
+
+# Peers
+
+
+def test_peers_that_are_not_installed_are_left_out_with_a_line(task: Any, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(task.vision_peers, "find_spec", lambda name: None)
+    split = task.digits(0)
+    assert list(task.vision_peers.smoothing(task.mlp(64, 8), split)) == []
+    assert list(task.vision_peers.prediction()) == []
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said] == ["adversarial-robustness-toolbox", "deel-torchlip"]
+    assert all("not installed" in line and "bench-vision" in line for line in said)
+
+
+def test_rounds_are_taken_in_turn_and_the_first_are_not_counted(task: Any) -> None:
+    calls: list[str] = []
+    found = task.rounds({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 20)
+    assert calls == ["a", "b"] * 22
+    assert all(len(times) == 20 and bool((times >= 0).all()) for times in found.values())
+
+
+def test_the_committed_rows_of_peers_certify_the_same_images(task: Any) -> None:
+    rows = [row for row in committed("smoothing.jsonl") if row["part"] == "peers"]
+    votes, costs = ([row for row in rows if key in row] for key in ("radius", "network"))
+    assert [row["radius"] for row in votes] == [0.1, 0.25, 0.5]
+    for row in votes:
+        assert row["both"] >= 0.98 * max(row["certified"], row["peer_certified"])
+        assert row["rate"] > row["fixed_rate"] > row["peer_rate"]
+    found = {row["network"]: row["of_relu"][1] for row in costs if row["batch"] == 256}
+    assert found["ours, MaxMin"] <= 1.25 < 2.5 < found["deel-torchlip, exported"]
+    assert len(task.vision_peers.tables(rows)) == 2
+
+
+# Lipschitz networks
+
+
+def test_candidates_are_compared_on_training_images_alone(lipschitz: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, held, _, _ = lipschitz.digits(1)
+    seen: list[torch.Tensor] = []
+
+    def trained(name: str, seed: int, loss: Any, x: torch.Tensor, y: torch.Tensor) -> None:
+        seen.append(x)
+
+    def counted(certifier: None, images: torch.Tensor, labels: torch.Tensor) -> list[int]:
+        seen.append(images)
+        return [1] * 5
+
+    monkeypatch.setattr(lipschitz, "trained", trained)
+    monkeypatch.setattr(lipschitz, "LipschitzCertifier", lambda network, shape: None)
+    monkeypatch.setattr(lipschitz, "counted", counted)
+    assert lipschitz.compared("CPL", 1, (0.4, 0.2))["inputs"] == 280
+    both = torch.cat(seen)
+    assert sorted(map(float, both.sum((1, 2, 3)))) == sorted(map(float, x.sum((1, 2, 3))))
+    assert len(both) + len(held) == 1797
+
+
+@pytest.mark.parametrize("name", ["CPL", "Sandwich", "SLL", "Cayley", "spectral", "AOL"])
+def test_the_committed_rows_of_a_layer_are_at_or_above_the_reference(lipschitz: Any, name: str) -> None:
+    rows = [row for row in committed("lipschitz.jsonl") if row["label"] == name]
+    assert sorted(row["seed"] for row in rows) == list(range(5))
+    assert all(tuple(row["loss"]) == lipschitz.LOSSES[0] for row in rows)
+    for at, wanted in enumerate(lipschitz.PUBLISHED[name][:4]):
+        assert sum(100 * row["counts"][at] / row["inputs"] for row in rows) / 5 >= wanted
+    assert sorted(row["ratio"][1] for row in rows)[2] <= 1.25
+
+
+def test_the_loss_that_is_used_is_the_best_of_those_compared(lipschitz: Any) -> None:
+    sums = dict.fromkeys(lipschitz.LOSSES, 0)
+    for row in committed("lipschitz-compared.jsonl"):
+        sums[tuple(row["loss"])] += sum(row["counts"][:4])
+    assert max(sums, key=lambda loss: sums[loss]) == lipschitz.LOSSES[0]
+
+
+def committed(name: str) -> list[dict[str, Any]]:
+    path = ROOT / "benchmarks" / "results" / "vision" / name
+    if not path.exists():
+        pytest.skip("no rows are committed")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# Demo
 
 
 def test_the_demo_shows_digits_and_writes_a_figure(tmp_path: Path) -> None:

@@ -20,16 +20,19 @@ import numpy as np
 import torch
 
 from benchmarks.table import Table, read_lines
+from benchmarks.tasks import vision_peers
 from benchmarks.tasks.vision_baseline import (
     ALPHA,
     BATCH,
     SELECTION,
+    Split,
     binned,
     cohen,
     counted,
     digits,
     mlp,
     resnet20,
+    rounds,
     trained,
     votes,
 )
@@ -84,9 +87,7 @@ def accuracy(seeds: int, recipes: Sequence[str]) -> Iterator[dict[str, Any]]:
 def early() -> Iterator[dict[str, Any]]:
     """Certified at a radius: 100,000 votes for each image against stopping when the answer is known."""
     for sigma, radii in ((0.25, (0.1, 0.25, 0.5)), (0.5, (0.25, 0.5, 1.0))):
-        split = digits(0)
-        torch.manual_seed(0)
-        model = trained(split, mlp(64, 128), Consistency(sigma, 10.0, 0.5, 8), 0, 100)
+        model = _small(split := digits(0), sigma)
         fixed = GaussianSmoothing(model, sigma, rng=random.Random(0))
         reached = [v.certificate.threat.budget if v.certificate else -1.0 for v in fixed.certify_many(split[2])]
         for radius in radii:
@@ -103,9 +104,7 @@ def early() -> Iterator[dict[str, Any]]:
 
 def speed() -> Iterator[dict[str, Any]]:
     """Images per second end to end, against 20,000 votes for each image; the baseline is timed on 60 images."""
-    split = digits(0)
-    torch.manual_seed(0)
-    model = trained(split, mlp(64, 128), Consistency(0.25, 10.0, 0.5, 8), 0, 100)
+    model = _small(split := digits(0))
     torch.manual_seed(1)
     cells = [cohen(model, x, 20_000, binned) for x in split[2]]
     rates = {}
@@ -128,6 +127,17 @@ def speed() -> Iterator[dict[str, Any]]:
             "radius": radius, "sigma": 0.25, "images": len(found), "rate": mine, "rates": rates,
             "certified": right, "fixed_certified": theirs, "votes": sum(v.calls for v in found) / len(found),
         }  # fmt: skip
+
+
+def _small(split: Split, sigma: float = 0.25) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return trained(split, mlp(64, 128), Consistency(sigma, 10.0, 0.5, 8), 0, 100)
+
+
+def peers() -> Iterator[dict[str, Any]]:
+    """See `vision_peers`."""
+    yield from vision_peers.smoothing(_small(split := digits(0)), split)
+    yield from vision_peers.prediction()
 
 
 def throughput() -> Iterator[dict[str, Any]]:
@@ -160,13 +170,8 @@ def _shares(
         "counted": lambda: votes(model, x, n, counted),
         "binned": lambda: votes(model, x, n, binned),
     }
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(5):
-        for way, call in ways.items():
-            start = time.process_time()
-            call()
-            times[way].append(time.process_time() - start)
-    shares = {way: float(np.median(np.array(times["bare"]) / np.array(found))) for way, found in times.items()}
+    times = rounds(ways, 5)
+    shares = {way: float(np.median(times["bare"] / found)) for way, found in times.items()}
     return {"model": name, "votes": n, "bare_per_second": n / float(np.median(times["bare"])), "shares": shares}
 
 
@@ -175,6 +180,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
     "early": lambda args: early(),
     "speed": lambda args: speed(),
     "throughput": lambda args: throughput(),
+    "peers": lambda args: peers(),
 }
 
 
@@ -185,11 +191,8 @@ def tables(results: Path) -> list[Table]:
     """What the committed rows say."""
     rows = read_lines(results / NAME / "smoothing.jsonl")
     by = {part: [row for row in rows if row["part"] == part] for part in PARTS}
-    return [
-        t
-        for t in (_accuracy(by["accuracy"]), _early(by["early"]), _speed(by["speed"]), _share(by["throughput"]))
-        if t.rows
-    ]
+    found = (_accuracy(by["accuracy"]), _early(by["early"]), _speed(by["speed"]), _share(by["throughput"]))
+    return [*(t for t in found if t.rows), *vision_peers.tables(by["peers"])]
 
 
 def _accuracy(rows: Sequence[dict[str, Any]]) -> Table:

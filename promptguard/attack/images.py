@@ -25,7 +25,7 @@ from promptguard.types import Certificate, Certifier, Label, Verdict
 from promptguard.vision.ascent import Loss, ascend, evaluating, gradient, norms, within
 from promptguard.vision.training.recipe import noise_for, smoothed_loss
 
-_SHRINK = 1 - 1e-6  # of a radius: float32 steps must not leave the ball
+_SHRINK = 1 - 1e-6  # of a radius: steps in floating point must not leave the ball
 
 
 class ImageAttack(Protocol):
@@ -234,11 +234,13 @@ def falsify_image(
     left = certificate.label if label is None else label
     if isinstance(left, Label):
         raise InvalidArgument("pass the class that attacks shall leave: the certificate names none")
-    radius = certificate.threat.budget * _SHRINK
+    budget = certificate.threat.budget
+    # Rounding a moved image may take it as far out again as its numbers are coarse.
+    radius = max(0.0, budget * _SHRINK - torch.finfo(x.dtype).eps * (float(x.double().norm()) + budget))
     found, abstained = [], 0
     for attack in attacks:
         moved = attack.run(x[None], torch.tensor([left], device=x.device), radius, generator)[0]
-        if float((moved.double() - x.double()).norm()) > certificate.threat.budget:
+        if float((moved.double() - x.double()).norm()) > budget:
             raise InvalidArgument("an attack left the ball that it was given")
         labels = [certifier.certify(moved).label for _ in range(2)]
         gone = [one != certificate.label and _counts(one, certificate) for one in labels]

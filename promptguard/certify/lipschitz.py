@@ -92,7 +92,6 @@ class LipschitzCertifier:
             local_pairs(self._network, torch.zeros(shape), 1.0, 0)
         self.digest = _digest(self._network)
 
-    @torch.inference_mode()
     def radii(self, batch: torch.Tensor) -> Radii:
         """Classes and radii of many inputs, from the constants of the whole network, for one forward pass.
 
@@ -104,6 +103,11 @@ class LipschitzCertifier:
         """
         if tuple(batch.shape[1:]) != self._shape or batch.dtype != self._kind:
             raise InvalidArgument(f"x must be of shape {self._shape} and type {self._kind}")
+        labels, radii = self._proven(batch)
+        return Radii(labels.clone(), radii.clone())  # copies may take part in what is differentiated: in an attack
+
+    @torch.inference_mode()
+    def _proven(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self._network(batch).double()
         top = logits.max(1)
         size = torch.linalg.vector_norm(batch.flatten(1), dim=1, dtype=torch.float64)
@@ -112,7 +116,7 @@ class LipschitzCertifier:
         # What is left of the top logit once the others are taken away; NaN where logits are not finite.
         lead = (top.values - slack).unsqueeze(1).sub(logits).sub_(logits.abs(), alpha=2.0**-48)
         radii = lead.mul_(self._inverse[top.indices]).scatter_(1, top.indices.unsqueeze(1), math.inf).amin(1)
-        return Radii(top.indices, torch.minimum(radii, room).nan_to_num_(nan=0.0).clamp_(min=0))
+        return top.indices, torch.minimum(radii, room).nan_to_num_(nan=0.0).clamp_(min=0)
 
     def certify(self, x: torch.Tensor) -> Verdict:
         """Check one tensor.

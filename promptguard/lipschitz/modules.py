@@ -31,7 +31,12 @@ class MaxMin(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Of shape (batch, channels, ...), channels even."""
         first, second = x.chunk(2, 1)
-        return torch.cat((torch.maximum(first, second), torch.minimum(first, second)), 1)
+        if torch.is_grad_enabled() or x.shape[1] % 2:
+            return torch.cat((torch.maximum(first, second), torch.minimum(first, second)), 1)
+        found = torch.empty_like(x)  # `cat` would copy both halves; autograd takes no place to write to
+        torch.maximum(first, second, out=found[:, : first.shape[1]])
+        torch.minimum(first, second, out=found[:, first.shape[1] :])
+        return found
 
     def analysis(self, place: Place) -> Analysis:
         """The numbers of a permutation."""

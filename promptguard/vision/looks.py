@@ -87,7 +87,7 @@ class Looks:
         """When to give up, if a proof takes `proof` successes of all trials."""
         samples = int(trials[-1])
         goal = proof / samples
-        late = proof - 1 - binom.isf(futility, samples - trials, goal).astype(np.int64)
+        late: Counts = proof - 1 - binom.isf(futility, samples - trials, goal).astype(np.int64)
         if proof == samples:  # one failure is the end
             return late
         hope = -math.log(futility)

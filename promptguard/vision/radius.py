@@ -20,6 +20,7 @@ from scipy.special import ndtr, ndtri
 from promptguard.errors import InvalidArgument
 
 _ROUNDING = 1e-12  # more than the error of ndtr and ndtri, relative and, in units of sigma, absolute
+_LEAST = 1e-280  # below it shares underflow between two quantiles, and `certified_radius` may prove nothing
 _STEPS = 1000  # of the search for PixelDP's best epsilon; any epsilon is sound
 
 
@@ -93,6 +94,8 @@ def pixeldp_radius(p_a: float, p_b: float, sigma: float) -> float:
     """
     if not 0 <= p_a <= 1 or not 0 <= p_b <= 1 or not 0 < sigma < math.inf:
         raise InvalidArgument("pixeldp_radius needs shares in [0, 1] and sigma > 0")
+    if p_a < _LEAST:
+        return 0.0
     eps = np.arange(1, _STEPS + 1) / _STEPS
     delta = (p_a - np.exp(2 * eps) * p_b) / (1 + np.exp(eps))
     eps, delta = eps[delta > 0], delta[delta > 0]
