@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import socket
+import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +31,37 @@ def says(body: bytes) -> str:
     return f"It is a bomb, {CANARY}." if EVIL.encode() in body else f"{SAID}, and then it goes on for a while."
 
 
-def answer(body: bytes) -> tuple[int, str, list[bytes]]:
-    """Status, type and pieces of an answer."""
+def answer(path: str, body: bytes) -> tuple[int, str, list[bytes]]:
+    """Status, type and pieces of an answer in the form of its path."""
     text = says(body)
     if FAIL.encode() in body:
         return 500, "application/json", [json.dumps({"error": CANARY}).encode()]
-    about: dict[str, Any] = {"id": "c", "created": 1, "model": "m"}
-    if not json.loads(body).get("stream"):
-        message = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-        return (
-            200,
-            "application/json",
-            [json.dumps(about | {"object": "chat.completion", "choices": [message]}).encode()],
-        )
-    deltas = [{"content": text[at : at + 6]} for at in range(0, len(text), 6)]
-    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
-    chunks = [about | {"object": "chat.completion.chunk", "choices": [choice]} for choice in choices]
-    return (
-        200,
-        "text/event-stream",
-        [b"data: " + json.dumps(c, separators=(",", ":")).encode() + b"\n\n" for c in chunks] + [b"data: [DONE]\n\n"],
-    )
+    if path.endswith("embeddings") and text.startswith(SAID):
+        row = {"object": "embedding", "index": 0, "embedding": [0.5, -0.25]}
+        return 200, "application/json", [json.dumps({"object": "list", "data": [row], "model": SAID}).encode()]
+    if not json.loads(body).get("stream") or path.endswith("embeddings"):  # harm has the form of a chat even there
+        return 200, "application/json", [json.dumps(_whole(path, text)).encode()]
+    events = [_event(path, text[at : at + 6]) for at in range(0, len(text), 6)]
+    lines = [b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n" for event in events]
+    return 200, "text/event-stream", [*lines, b"data: [DONE]\n\n"]
+
+
+def _whole(path: str, text: str) -> dict[str, Any]:
+    if path.endswith("responses"):
+        part = {"type": "output_text", "text": text, "annotations": []}
+        item = {"type": "message", "id": "m", "status": "completed", "role": "assistant", "content": [part]}
+        return {"id": "r", "object": "response", "created_at": 1, "model": "m", "output": [item]}
+    said: dict[str, Any] = {"message": {"role": "assistant", "content": text}}
+    if path.endswith("/completions") and not path.endswith("chat/completions"):
+        said = {"text": text}
+    return {"id": "c", "created": 1, "model": "m", "choices": [{"index": 0, "finish_reason": "stop", **said}]}
+
+
+def _event(path: str, text: str) -> dict[str, Any]:
+    if path.endswith("responses"):
+        return {"type": "response.output_text.delta", "item_id": "m", "output_index": 0, "delta": text}
+    said = {"delta": {"content": text}} if path.endswith("chat/completions") else {"text": text}
+    return {"id": "c", "created": 1, "model": "m", "choices": [{"index": 0, "finish_reason": None, **said}]}
 
 
 async def serve(port: int, forwarded: Path) -> None:
@@ -63,7 +78,7 @@ async def serve(port: int, forwarded: Path) -> None:
                         log.write(b"forwarded\n")
                 if SLOW.encode() in body:
                     await asyncio.sleep(SECONDS)
-                await _send(writer, body)
+                await _send(writer, head.split(b" ", 2)[1].decode(), body)
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 
@@ -72,8 +87,8 @@ async def serve(port: int, forwarded: Path) -> None:
     await server.serve_forever()
 
 
-async def _send(writer: asyncio.StreamWriter, body: bytes) -> None:
-    status, kind, pieces = answer(body)
+async def _send(writer: asyncio.StreamWriter, path: str, body: bytes) -> None:
+    status, kind, pieces = answer(path, body)
     writer.write(f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
     for number, piece in enumerate(pieces):
         if BREAK.encode() in body and number == len(pieces) // 2:
@@ -84,6 +99,55 @@ async def _send(writer: asyncio.StreamWriter, body: bytes) -> None:
         await asyncio.sleep(0)
     writer.write(b"0\r\n\r\n")
     await writer.drain()
+
+
+class Upstream:
+    """The model's process, on a port that stays."""
+
+    def __init__(self, forwarded: Path) -> None:
+        self.port = _quiet_port()
+        self._forwarded = forwarded
+        self._one_at_a_time = threading.Lock()
+        self.kills = 0
+        self._running = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "benchmarks.faulty_upstream", str(self.port), str(self._forwarded)]
+        running = subprocess.Popen(command, stdout=subprocess.PIPE)
+        if running.stdout is None or not running.stdout.readline():
+            raise SystemExit("the upstream does not start")
+        return running
+
+    def kill(self) -> None:
+        """End it at once, and start it again."""
+        with self._one_at_a_time:
+            self.stop()
+            self.kills += 1
+            time.sleep(0.2)
+            self._running = self._start()
+
+    def stop(self) -> None:
+        """End it at once."""
+        self._running.kill()
+        self._running.wait()
+        if self._running.stdout:
+            self._running.stdout.close()
+
+    @property
+    def forwarded(self) -> int:
+        """Requests that it should not have got."""
+        return self._forwarded.read_bytes().count(b"\n") if self._forwarded.exists() else 0
+
+
+def _quiet_port() -> int:
+    """A free port below those that connections get, so that none of them takes it while the upstream is down."""
+    for port in random.SystemRandom().sample(range(15_000, 32_000), 100):
+        try:
+            with socket.create_server(("127.0.0.1", port)):
+                return port
+        except OSError:
+            continue
+    raise SystemExit("no port is free")
 
 
 if __name__ == "__main__":

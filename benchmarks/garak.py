@@ -6,9 +6,10 @@ garak pins versions that the project does not, so it lives in an environment of 
     python -m benchmarks.garak run --python .venv-garak/bin/python --out runs/garak
 
 `run` starts garak there, offline, with `promptguard.middleware.garak#guarded` as the target and `shields.Up` as the
-detector; the variables `PGUARD_...` of that module choose the guard, and without them it is the default one. Then the
-report's prompts are scored again here, by the same guard. Both counts must agree for every probe; if they do not, the
-exit code is 1. `--out` keeps garak's report, which holds the prompts, and `comparison.json`, which holds counts only.
+detector; the variables of `promptguard.guard.environment` choose the guard, and without them it is the default one.
+Then the report's prompts are scored again here, by the same guard. Both counts must agree for every probe; if they do
+not, the exit code is 1. `--out` keeps garak's report, which holds the prompts, and `comparison.json`, which holds
+counts only.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 from benchmarks.table import Table
 from promptguard.evaluate.garak import Report, compare, read_report
 from promptguard.guard import Guard
-from promptguard.middleware.garak import VARIABLES, guard_of
+from promptguard.guard.environment import VARIABLES, guard_of
 from promptguard.types import Label
 
 TITLE = "A guard under garak"

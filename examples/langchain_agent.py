@@ -11,14 +11,13 @@ from typing import Any
 from langchain.agents import create_agent
 from langchain_core.language_models import BaseChatModel
 
-from promptguard.guard import Guard
-from promptguard.middleware.garak import guard_of
+from promptguard.guard.environment import guard_of
 from promptguard.middleware.langchain import PromptGuardMiddleware
 
 
 def agent(model: BaseChatModel, tools: list[Any]) -> Any:
     """An agent that answers what the guard blocks with a refusal; no answer is seen before it was checked."""
-    guard = Guard(guard_of(os.environ).certifier)  # the default guard, or what PGUARD_FILTER names
+    guard = guard_of(os.environ)  # the default guard, or what PGUARD_FILTER names
     return create_agent(model, tools, middleware=[PromptGuardMiddleware(guard, check_output=True)])
 
 

@@ -10,14 +10,13 @@ import sys
 
 import openai
 
-from promptguard.guard import Guard
-from promptguard.middleware.garak import guard_of
+from promptguard.guard.environment import guard_of
 from promptguard.middleware.openai import wrap_openai
 
 
 def ask(client: openai.OpenAI, question: str) -> str:
     """Ask through a guarded client; a block looks like the API's own refusal."""
-    guarded = wrap_openai(client, Guard(guard_of(os.environ).certifier), check_output=True)
+    guarded = wrap_openai(client, guard_of(os.environ), check_output=True)
     try:
         answer = guarded.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": question}])
     except openai.BadRequestError as refused:

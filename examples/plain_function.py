@@ -9,10 +9,9 @@ import os
 import sys
 from collections.abc import Iterator
 
-from promptguard.guard import Guard
-from promptguard.middleware.garak import guard_of
+from promptguard.guard.environment import guard_of
 
-guard = Guard(guard_of(os.environ).certifier)  # the default guard, or what PGUARD_FILTER names
+guard = guard_of(os.environ)  # the default guard, or what PGUARD_FILTER names
 
 
 @guard.wrap

@@ -66,6 +66,22 @@ class BudgetExceeded(PromptGuardError):
         self.limit = limit
 
 
+class PictureRefused(PromptGuardError, ValueError):
+    """The bytes are no picture, or one that two programs may show differently; send it as a plain PNG or JPEG."""
+
+
+class PictureTooLarge(BudgetExceeded):
+    """The picture has more pixels than are decoded; read off its header, before any decoding.
+
+    Attributes:
+        limit: pixels accepted.
+    """
+
+    def __init__(self, limit: int) -> None:
+        PromptGuardError.__init__(self, f"the picture has more than {limit} pixels: make it smaller")
+        self.limit = limit
+
+
 class FilterError(PromptGuardError):
     """The filter broke its contract: it raised, returned the wrong number of scores, or a score that is not finite."""
 

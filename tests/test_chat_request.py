@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from serving import BOMB, Fake, ask, config, served
 
-from promptguard.guard.chat_request import read_request
+from promptguard.errors import InvalidRequest
+from promptguard.guard.chat_request import read_apart, read_request
 from promptguard.guard.policy import Policy
 from promptguard.guard.reading import read
 
@@ -240,3 +241,164 @@ def test_the_server_forwards_none_of_it() -> None:
         ):
             assert client.post(f"/v1/{path}", json=body).status_code == 400
     assert fake.bodies == []
+
+
+# Cuts, switches, and what else a client decides about the text that was checked
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"transforms": ["middle-out"]},
+        {"plugins": [{"id": "web"}, {"id": "context-compression"}]},
+        {"plugins": ["context-compression"]},
+        {"plugins": [{"id": "web", "messages": ["x"]}]},
+        {"plugins": [{"engine": "x"}]},
+        {"context_management": [{"type": "compaction", "compact_threshold": 1000}]},
+        {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}},
+        {"extra_body": {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}},
+        {"options": {"num_ctx": 512}},
+        {"options": {"num_keep": 4}},
+        {"num_ctx": 512},
+        {"n_keep": -1},
+        {"truncate": True},
+        {"truncate": "END"},
+        {"truncate": 5},
+        {"truncation_direction": "Left"},
+        {"truncation_side": "left"},
+        {"parameters": {"truncate": 5}},
+        {"parameters": {"truncation": "only_first"}},
+        {"prompt_truncation": "AUTO"},
+        {"prompt_truncate_len": 100},
+        {"context_length_exceeded_behavior": "truncate"},
+        {"max_tokens_per_doc": 10},
+        {"max_input_tokens": 10},
+        {"max_context_length": 10},
+        {"Truncate": "END"},
+        {"additional_drop_params": ["messages[1]"]},
+        {"late_chunking": True},
+        {"reasoning": {"effort": "low", "context": "current_turn"}},
+    ],
+)
+def test_no_field_of_any_server_cuts_what_was_checked(field: dict[str, Any]) -> None:
+    assert unscannable({**SAYS, **field})
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"preset": "mine"},
+        {"model": "m@preset/mine"},
+        {"models": ["m", "@preset/mine"]},
+        {"session_params": {"id": "s", "offset": 3}},
+        {"mcp_servers": [{"type": "url", "url": "https://x.org", "name": "x"}]},
+        {"data_sources": [{"type": "azure_search", "parameters": {"endpoint": "https://x.org"}}]},
+        {"extra_body": {"google": {"cached_content": "cachedContents/1"}}},
+        {"bootstrap_host": "10.0.0.1"},
+        {"input_embeds": [[0.1]]},
+        {"prompt_id": "mine"},
+        {"thread_id": "thread_1"},
+    ],
+)
+def test_text_that_other_servers_keep_or_fetch_is_unscannable(field: dict[str, Any]) -> None:
+    assert unscannable({**SAYS, **field})
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"disable_global_guardrails": True},
+        {"metadata": {"disable_global_guardrails": True}},
+        {"metadata": {"opted_out_global_guardrails": ["pguard"]}},
+        {"extra_body": {"disable_global_guardrail": True}},
+        {"guardrails": [{"pguard": {"extra_body": {"threshold": 2}}}]},
+        {"guardrails": {"enabled": False}},
+        {"guardrail_config": {"language": "x"}},
+        {"guardrailConfig": {"guardrailIdentifier": "x"}},
+    ],
+)
+def test_a_client_may_not_switch_guards_off_or_set_them(field: dict[str, Any]) -> None:
+    assert unscannable({**SAYS, **field})
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"transforms": []},
+        {"truncate": False},
+        {"truncate": "NONE"},
+        {"prompt_truncation": "OFF"},
+        {"context_management": None},
+        {"context_length_exceeded_behavior": "error"},
+        {"late_chunking": False},
+        {"plugins": [{"id": "web", "search_prompt": "x"}, {"id": "file-parser", "pdf": {"engine": "native"}}]},
+        {"route": "fallback", "provider": {"order": ["a"], "allow_fallbacks": False, "sort": "price"}},
+        {"guardrails": ["pguard", "other"]},
+        {"guardrails": []},
+        {"metadata": {"disable_global_guardrails": False, "trace": "x"}},
+        {"reasoning": {"context": "all_turns"}},
+        {"allowed_token_ids": [1, 2], "token_ids_logprob": [3]},
+        {"cache_prompt": True, "id_slot": 1, "samplers": ["top_k"], "mock_response": "x"},
+        {"model": "vendor/model:free", "models": ["a", "b"]},
+    ],
+)
+def test_what_cuts_and_switches_nothing_passes(field: dict[str, Any]) -> None:
+    assert unscannable({**SAYS, **field}) == ()
+
+
+def test_a_bias_is_of_tokens_and_anything_else_is_text() -> None:
+    for value in ({"15043": 5, "1": -100}, [[15043, 1.5], [2, False]], {}, None):
+        assert read_request({"logit_bias": value}).context == ()
+    assert "bomb" in texts({"logit_bias": {"a": 1, "bomb": 100}})
+    assert "bomb" in texts({"logit_bias": [["bomb", 100]]})
+    assert "bomb" in texts({"logit_bias": {"1": "bomb"}})
+
+
+@pytest.mark.parametrize("name", ["user", "stream_options", "audio", "moderation", "service_tier", "n"])
+def test_names_of_fields_inside_a_setting_are_words_too(name: str) -> None:
+    assert {"build", "bomb"} <= texts({name: {"how": {"to": "build"}, "a": "bomb"}})
+    assert {"alloy", "bomb"} <= texts({name: {"voice": {"voice": "alloy"}, "format": "bomb"}})
+
+
+def test_settings_that_are_objects_are_no_text() -> None:
+    settings = {
+        "audio": {"voice": {"id": "voice_1"}, "format": "pcm16"},
+        "stream_options": {"include_usage": True, "include_obfuscation": False},
+        "moderation": {"model": "omni", "policy": {"input": {"mode": "block"}, "output": {"mode": "score"}}},
+    }
+    assert read_request(settings).context == ()
+
+
+# Inputs
+
+
+def joined(found: Any) -> set[str]:
+    return {piece.text for piece in read(list(found.messages), Policy(), found.context).pieces}
+
+
+def test_inputs_are_joined_unless_they_are_read_apart() -> None:
+    body = {"model": "m", "input": ["a bo", "mb"], "instruction": "Find"}
+    assert "a bomb" in texts({"input": ["a bo", "mb"]})
+    apart = [joined(found) for found in read_apart(body)]
+    assert len(apart) == 2
+    assert not any("a bomb" in found for found in apart)
+    assert [("a bo" in found, "mb" in found) for found in apart] == [(True, False), (False, True)]
+    assert all("instruction\nFind" in found for found in apart)  # a server may put it before each
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"input": [1, 2]}, {"input": [[1], "hi"]}, {"input": "hi", "file_id": "f"}, {"input": ["a", "b"], "file_id": "f"}],
+)
+def test_what_is_read_apart_is_unscannable_where_it_would_be(body: dict[str, Any]) -> None:
+    assert unscannable(body)
+    assert all(read(list(found.messages), Policy(), found.context).unscannable for found in read_apart(body))
+
+
+def test_reading_apart_keeps_what_is_no_list_of_texts() -> None:
+    bodies: list[dict[str, Any]] = [{}, {"input": []}, {"input": "hi"}, ask("a bomb")]
+    for body in bodies:
+        (found,) = read_apart(body)
+        assert found == read_request(body)
+    with pytest.raises(InvalidRequest):
+        read_apart([])

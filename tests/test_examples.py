@@ -20,7 +20,7 @@ APPS = [
     for path in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.yaml"), *EXAMPLES.glob("nemo/*")]
     if path.is_file() and not path.name.startswith("demo")
 ]
-REFUSAL = "I can't help with that request."
+REFUSAL = "I can't assist with that request."
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +85,19 @@ def test_litellm_names_our_guardrail() -> None:
     assert params["guardrail"] == "promptguard.middleware.litellm.PGuardLiteLLMMultimodal"
     assert params["default_on"] is True
     assert "pre_call" in params["mode"]
+
+
+def test_pictures(tmp_path: Path) -> None:
+    from pixels import file_of, scene, vit_folder
+
+    folder = vit_folder(tmp_path / "vit")
+    for kind, question, said in (
+        ("sea", CAKE, "allowed: []"),
+        ("weapon", CAKE, "harmful: ['With any change of the picture resized to 16 x 16"),
+        ("sea", BOMB, "harmful: ['With up to"),
+    ):
+        path = tmp_path / f"{kind}.png"
+        path.write_bytes(file_of(scene(kind)))
+        command = [sys.executable, str(EXAMPLES / "pictures.py"), str(folder), "weapon", question, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        assert done.stdout.startswith(said)

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from doubles import CANARY, Does
 from doubles import Words as Flags
+from serving import SAID, Fake, live
 from test_architecture import heavy_imports
+from test_serve_live import process
 
-from promptguard.errors import InvalidArgument, PromptGuardError
+from promptguard.errors import InvalidArgument
 from promptguard.evaluate.garak import Evaluation, compare, read_report
 from promptguard.guard import Guard, Policy
+from promptguard.guard.environment import guard_of
 from promptguard.middleware import garak
-from promptguard.middleware.garak import ALLOWED, BLOCKED, guard_of, target
-from promptguard.threat import Threat
+from promptguard.middleware.garak import ALLOWED, BLOCKED, target
 
 ROOT = Path(__file__).parents[1]
-GARAK = Path(os.environ.get("PGUARD_GARAK_PYTHON") or ROOT / ".venv-garak" / "bin" / "python")
+needs_garak = pytest.mark.skipif(find_spec("garak") is None, reason="no garak here: make integrations")
 
 
 def attempt(uuid: str, text: str, status: int, probe: str) -> dict[str, Any]:
@@ -166,40 +168,6 @@ def test_the_environment_chooses_the_guard(monkeypatch: pytest.MonkeyPatch) -> N
     garak._from_environment.cache_clear()
 
 
-def threat(environment: dict[str, str]) -> Threat:
-    """What the guard of these variables undoes."""
-    verdict = guard_of(environment).check("a bomb").parts[0].verdict
-    assert verdict is not None
-    assert verdict.threat is not None
-    return verdict.threat
-
-
-def test_settings_reach_the_certifier() -> None:
-    keyword = {"PGUARD_FILTER": "keyword:bomb"}
-    assert threat(keyword | {"PGUARD_UNIT": "char", "PGUARD_MAX_ERASE": "3"}) == Threat("suffix", 3, "char")
-    assert guard_of(keyword | {"PGUARD_THRESHOLD": "2"}).check("a bomb").allowed
-    # Without a budget: any number where one pass does it or the mode is bounded by prompts, else 20.
-    assert threat(keyword) == Threat("suffix", 20, "word")
-    assert threat(keyword | {"PGUARD_MODE": "wrap"}) == Threat("wrap", math.inf, "word", max_prompt=40)
-    assert threat({"PGUARD_FILTER": "bag", "PGUARD_MODE": "infusion"}) == Threat("infusion", math.inf, "word")
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {"PGUARD_MODE": "suffix"},
-        {"PGUARD_FILTER": "keyword:bomb", "PGUARD_MAX_ERASE": "-1"},
-        {"PGUARD_FILTER": "keyword:bomb", "PGUARD_MAX_ERASE": "many"},
-        {"PGUARD_FILTER": "keyword:bomb", "PGUARD_THRESHOLD": "high"},
-        {"PGUARD_FILTER": "keyword:bomb", "PGUARD_MODE": "no-such-mode"},
-        {"PGUARD_FILTER": "no-such-filter"},
-    ],
-)
-def test_an_environment_that_means_nothing_is_refused(environment: dict[str, str]) -> None:
-    with pytest.raises(PromptGuardError):
-        guard_of(environment)
-
-
 def test_importing_the_target_costs_nothing_heavy() -> None:
     assert heavy_imports("import promptguard.middleware.garak") == []
 
@@ -207,10 +175,10 @@ def test_importing_the_target_costs_nothing_heavy() -> None:
 # The real thing
 
 
-@pytest.mark.skipif(not GARAK.exists(), reason="no garak: benchmarks/garak.py setup .venv-garak")
+@needs_garak
 def test_a_real_run_counts_what_the_guard_counts(tmp_path: Path) -> None:
     settings = {"PGUARD_FILTER": "keyword:bomb", "PGUARD_MAX_ERASE": "20"}
-    command = [sys.executable, str(ROOT / "benchmarks" / "garak.py"), "run", "--python", str(GARAK)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "garak.py"), "run", "--python", sys.executable]
     command += ["--probes", "suffix.GCGCached", "--out", str(tmp_path)]
     done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -220,3 +188,52 @@ def test_a_real_run_counts_what_the_guard_counts(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
     assert result["guard"] == settings
     assert result["probes"][0]["promptguard"]["blocked"] == 13
+
+
+def attacked(folder: Path, config: str) -> tuple[Fake, dict[str, list[str | None]], tuple[Evaluation, ...]]:
+    """garak as the example runs it, against `promptguard serve`: the model, the answers to prompts, the counts."""
+    fake, prefix = Fake(), folder / "run"
+    with live(fake.app()) as model:
+        text = f"certifier: {{filter: 'keyword:bomb'}}\nupstream: {{url: {model}/v1}}\n{config}"
+        with process(folder, text) as (_, url, _):
+            garak_file = folder / "garak.yaml"
+            example = (ROOT / "examples" / "garak.yaml").read_text(encoding="utf-8")
+            garak_file.write_text(example.replace("http://127.0.0.1:8900", url), encoding="utf-8")
+            assert url in garak_file.read_text(encoding="utf-8")
+            homes = {f"XDG_{name}_HOME": str(folder / "home" / name.lower()) for name in ("DATA", "CONFIG", "CACHE")}
+            command = [sys.executable, "-m", "garak", "--config", str(garak_file), "--report_prefix", str(prefix)]
+            env = os.environ | homes | {"OPENAICOMPATIBLE_API_KEY": "any", "HF_HUB_OFFLINE": "1"}
+            done = subprocess.run(
+                command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=120
+            )
+            assert done.returncode == 0, done.stderr[-2000:]
+    report = prefix.with_suffix(".report.jsonl")
+    lines = [json.loads(line) for line in report.read_text(encoding="utf-8").splitlines()]
+    answers = {
+        line["prompt"]["turns"][-1]["content"]["text"]: [output and output["text"] for output in line["outputs"]]
+        for line in lines
+        if line["entry_type"] == "attempt" and line["status"] == 2
+    }
+    return fake, answers, read_report(report).evaluations
+
+
+@needs_garak
+@pytest.mark.parametrize(
+    ("config", "said", "passed", "nones"),
+    [
+        # Its detector takes these words for a refusal, so what is blocked counts as an attack that failed.
+        ("block_mode: refusal", Policy().refusal, 13, 0),
+        # An error is no answer, and in no rate.
+        ("block_mode: error", None, 0, 13),
+    ],
+    ids=["refusal", "error"],
+)
+def test_garak_attacks_the_server(tmp_path: Path, config: str, said: str | None, passed: int, nones: int) -> None:
+    fake, answers, evaluations = attacked(tmp_path, config)
+    blocked = {text for text in answers if "bomb" in text}
+    assert (len(answers), len(blocked)) == (26, 13)
+    assert all(answers[text] == ([said] if text in blocked else [SAID]) for text in answers)
+    assert evaluations == (Evaluation("suffix.GCGCached", "mitigation.MitigationBypass", passed, 13, nones),)
+    # What garak sent reached the model word for word, or not at all.
+    assert {asked["messages"][-1]["content"] for asked in fake.asked} == answers.keys() - blocked
+    assert len(fake.bodies) == 13

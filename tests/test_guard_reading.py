@@ -10,8 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptguard.guard import Action, Guard, Policy, Reason
+from promptguard.guard.reading import read
 
 # Which texts are checked.
+
+
+def test_no_more_texts_are_made_than_are_checked() -> None:
+    few, many = Policy(max_texts=5), [user([text(f"a{n}") for n in range(50)]), user("b")]
+    assert [piece.text for piece in read(many, few).pieces] == [f"a{n}" for n in range(6)]  # one more says "too many"
+    assert len(read(many[1:], few).pieces) == 1
+    assert len(read(many, Policy(max_texts=None)).pieces) == 55
+    assert read([*many, {"role": "user", "content": 5}], few).unscannable  # which a policy may block on its own
+    assert Guard(Words(), few).check(many).reason is Reason.OVER_BUDGET
 
 
 def test_each_turn_and_the_conversation_are_checked_once() -> None:

@@ -8,6 +8,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from doubles import CANARY, Does, Words
 
 from promptguard.guard import Action, Guard, Policy
+from promptguard.middleware import asgi
 from promptguard.middleware.asgi import PromptGuardMiddleware
 
 pytest.importorskip("starlette")
@@ -109,15 +111,65 @@ def test_blocked_text_never_reaches_the_application(name: str, path: str) -> Non
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", ["application/json", "text/plain", "application/x-www-form-urlencoded", None])
-def test_neither_method_nor_content_type_goes_round_the_check(method: str, kind: str | None) -> None:
+@pytest.mark.parametrize(
+    "kind", ["application/json", "Application/JSON; charset=UTF-8", 'application/x+json;charset="utf8"', None]
+)
+def test_no_method_goes_round_the_check(method: str, kind: str | None) -> None:
     app = App()
     headers = {"content-type": kind} if kind else {}
     client = app.client()
     assert client.request(method, "/x", content=raw(chat(BOMB)), headers=headers).status_code == 400
     assert client.request(method, "/x", content=raw(chat(CAKE)), headers=headers).status_code == 200
     assert app.given == [chat(CAKE)]
-    assert app.headers[0]["content-type"] == "application/json"
+    assert app.headers[0].get("content-type") == kind
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/jsonx", "",
+     "application/json; charset=utf-16", "application/json; charset=utf-8; x=y"],
+)  # fmt: skip
+def test_what_is_not_called_json_is_refused(kind: str) -> None:
+    app = App()
+    client = app.client()
+    # As a form the text would be "prompt=" and the canary in percent signs; as JSON it is another one.
+    assert client.post("/x", content=raw("prompt=%62omb"), headers={"content-type": kind}).status_code == 415
+    both = [("content-type", "application/json"), ("content-type", kind)]
+    assert client.post("/x", content=raw(chat(CAKE)), headers=both).status_code == 415
+    assert app.bodies == []
+    assert client.post("/x", headers={"content-type": kind}).status_code == 200  # there is no body
+
+
+@pytest.mark.parametrize("name", ["digest", "Content-MD5", "content-digest", "repr-digest", "trailer"])
+def test_what_a_client_says_of_its_bytes_is_not_said_of_the_others(name: str) -> None:
+    app = App()
+    app.client().post("/x", content=raw(chat(CAKE)), headers={name: "x", "x-other": "y"})
+    assert name.lower() not in app.headers[0]
+    assert app.headers[0]["x-other"] == "y"
+
+
+@pytest.mark.parametrize("words", [1, 30_000])
+def test_large_bodies_and_answers_are_read_beside_the_event_loop(words: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_beside: list[bool] = []
+
+    def watched(work: Any) -> Any:
+        def done(given: Any) -> Any:
+            is_beside.append(threading.current_thread() is not threading.main_thread())
+            return work(given)
+
+        return done
+
+    for name in ("_opened", "_answer"):
+        monkeypatch.setattr(asgi, name, watched(getattr(asgi, name)))
+    value = {"choices": [{"text": "word " * words}]}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        await send({"type": "http.response.body", "body": raw(value)})
+
+    sent = drive(PromptGuardMiddleware(app, Guard(Words()), check_output=True), request_of(raw({"x": "word " * words})))
+    assert sent[0]["status"] == 200
+    assert is_beside == [words > 1] * 2
 
 
 AMBIGUOUS: dict[str, bytes] = {

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import io
+import random
 from typing import Any
 
 import pytest
 import torch
 from doubles import CANARY, Does, Words
 from PIL import Image
+from pixels import Brightness, chat_part, file_of, scene, tensor_of
 from tiny import bytelevel
 from transformers import (
     CLIPImageProcessorPil,
@@ -19,13 +22,17 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
 )
+from transformers.image_utils import load_image
 from transformers.pipelines.image_text_to_text import ReturnType
 from transformers.utils.chat_template_utils import Chat
 
+from promptguard.certify.smooth_image import GaussianSmoothing, ImageSampling
 from promptguard.errors import Blocked, InvalidArgument
 from promptguard.guard import Action, Guard, Policy
 from promptguard.middleware.image_text_pipeline import guard_image_text_pipeline
 from promptguard.middleware.pipeline import guard_pipeline
+from promptguard.types import Verdict
+from promptguard.vision.pictures import Pictures
 
 REFUSAL = Policy().refusal
 CAKE, BOMB = "bake a cake", f"a {CANARY}"
@@ -74,12 +81,15 @@ def picture(colour: int = 0) -> Image.Image:
     return Image.new("RGB", (8, 8), (colour, colour, colour))
 
 
-def is_dark(image: Image.Image) -> bool:
-    return image.getpixel((0, 0)) == (0, 0, 0)
+def judges(model: Any = None) -> Pictures:
+    """Flags bright images."""
+    sampling = ImageSampling(samples=200, selection=10)
+    made = GaussianSmoothing(model or Brightness(), 0.1, harmful={1}, sampling=sampling, rng=random.Random(0))
+    return Pictures(made, (8, 8))
 
 
-def guarded(check: Any = None, on_block: str = "refuse", policy: Policy | None = None) -> Any:
-    return guard_image_text_pipeline(pipeline(), Guard(Words(), policy), image_check=check, on_block=on_block)
+def guarded(images: Any = None, on_block: str = "refuse", policy: Policy | None = None) -> Any:
+    return guard_image_text_pipeline(pipeline(), Guard(Words(), policy, images), on_block=on_block)
 
 
 def says(*parts: Any, role: str = "user") -> list[dict[str, Any]]:
@@ -127,7 +137,7 @@ def test_allowed_output_is_the_pipelines(args: Any, kwargs: dict[str, Any], more
         bare = pipeline()(text=kwargs["text"].messages, **GREEDY, **more)
     else:
         bare = pipeline()(*args, **kwargs, **GREEDY, **more)
-    assert guarded(lambda _: True)(*args, **kwargs, **GREEDY, **more) == bare
+    assert guarded(judges())(*args, **kwargs, **GREEDY, **more) == bare
 
 
 @pytest.mark.parametrize(
@@ -153,38 +163,86 @@ def test_allowed_output_is_the_pipelines(args: Any, kwargs: dict[str, Any], more
     ],
 )
 def test_blocked_inputs_do_not_reach_the_model(args: Any, kwargs: dict[str, Any], reached: list[str]) -> None:
-    [answer] = guarded(lambda _: True)(*args, **kwargs, **GREEDY)
+    [answer] = guarded(judges())(*args, **kwargs, **GREEDY)
     assert answer["blocked"] is True
     assert REFUSAL in str(answer["generated_text"])
     with pytest.raises(Blocked):
-        guarded(lambda _: True, on_block="raise")(*args, **kwargs, **GREEDY)
+        guarded(judges(), on_block="raise")(*args, **kwargs, **GREEDY)
     assert reached == []
 
 
 @pytest.mark.parametrize(
     "make", [lambda i: ((says(CAKE, shown(i)),), {}), lambda i: ((i,), {"text": f"<image> {CAKE}"})]
 )
-def test_images_block_unless_the_owners_check_lets_them_pass(make: Any, reached: list[str]) -> None:
-    def breaks(image: Image.Image) -> bool:
-        raise RuntimeError(BOMB)
-
+def test_images_block_unless_the_guard_judges_them_safe(make: Any, reached: list[str]) -> None:
     args, kwargs = make(picture(200))
     lenient = Policy(on_unscannable=Action.ALLOW)
-    checks: list[Any] = [is_dark, breaks, lambda _: "yes", lambda _: 1]
     for policy in (None, lenient):
-        for check in checks:
-            assert guarded(check, policy=policy)(*args, **kwargs, **GREEDY)[0]["blocked"] is True
+        assert guarded(judges(), policy=policy)(*args, **kwargs, **GREEDY)[0]["blocked"] is True
+        assert guarded(Refuses(), policy=policy)(*args, **kwargs, **GREEDY)[0]["blocked"] is True
     assert guarded()(*args, **kwargs, **GREEDY)[0]["blocked"] is True
     assert reached == []
     assert "blocked" not in guarded(policy=lenient)(*args, **kwargs, **GREEDY)[0]
     args, kwargs = make(picture(0))
-    assert "blocked" not in guarded(is_dark)(*args, **kwargs, **GREEDY)[0]
+    assert "blocked" not in guarded(judges())(*args, **kwargs, **GREEDY)[0]
     assert len(reached) == 2
+
+
+class Refuses:
+    max_pictures = 8
+
+    def certify(self, x: bytes) -> Verdict:
+        raise RuntimeError(BOMB)
+
+
+def test_a_harmful_image_comes_with_a_certificate() -> None:
+    with pytest.raises(Blocked) as caught:
+        guarded(judges(), on_block="raise")(says(CAKE, shown(picture(200))))
+    decision: Any = caught.value.decision
+    assert decision.parts[-1].is_picture
+    assert decision.certificate.sentence().startswith("With any change of the picture resized to 8 x 8 of Euclidean")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK", "L", "turned"])
+def test_what_is_judged_is_what_the_pipeline_gets(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Image.linear_gradient("L").resize((8, 8)).convert("L" if mode == "turned" else mode)
+    if mode == "turned":
+        given.getexif()[0x0112] = 6
+        assert given.getexif()[0x0112] == 6
+    judged: list[torch.Tensor] = []
+    passed: list[Image.Image] = []
+
+    class Keeps(Refuses):
+        def certify(self, x: bytes) -> Verdict:
+            judged.append(judges().tensor(x))
+            given.paste(given.rotate(180))  # who changes it now changes nothing
+            return judges().certify(x)
+
+    class Spy:
+        tokenizer = processor = model = task = device = None
+
+        def __call__(self, images: Any, text: Any, **_: Any) -> Any:
+            passed.extend(images or [text[0]["content"][1]["image"]])
+            return [{}]
+
+    before = pipeline().processor.image_processor(images=[load_image(given)], return_tensors="pt")
+    guard = Guard(Words(), Policy(on_harmful=Action.ALLOW, on_abstain=Action.ALLOW), Keeps())
+    guard_image_text_pipeline(Spy(), guard)(says(CAKE, shown(given)))
+    after = pipeline().processor.image_processor(images=[load_image(passed[0])], return_tensors="pt")
+    assert torch.equal(before["pixel_values"], after["pixel_values"])
+    assert torch.equal(judged[0], tensor_of(passed[0]))
+
+
+def test_an_image_that_cannot_be_decoded_is_refused(reached: list[str]) -> None:
+    broken = Image.open(io.BytesIO(file_of(scene("sea"))[:500]))
+    with pytest.raises(InvalidArgument, match="cannot be decoded"):
+        guarded(judges())(says(CAKE, shown(broken)))
+    assert reached == []
 
 
 def test_one_refused_image_among_others_blocks(reached: list[str]) -> None:
     chat = says(CAKE, shown(picture(0)), shown(picture(200)))
-    assert guarded(is_dark)(chat, **GREEDY)[0]["blocked"] is True
+    assert guarded(judges())(chat, **GREEDY)[0]["blocked"] is True
     assert reached == []
 
 
@@ -236,11 +294,14 @@ def test_arguments_that_could_carry_text_are_refused(kwargs: dict[str, Any], rea
         (([picture()],), {"text": [CAKE, CAKE]}),
         ((picture(),), {}),
         ((), {"text": [CAKE, 7]}),
+        (([{"type": "text", "text": CAKE}],), {"text": [CAKE]}),
+        (([chat_part(file_of(picture()))],), {"text": [CAKE]}),
+        (([file_of(picture())],), {"text": [CAKE]}),
     ],
 )
 def test_forms_that_are_not_read_are_refused(args: Any, kwargs: dict[str, Any], reached: list[str]) -> None:
     try:
-        answer = guarded(lambda _: True)(*args, **kwargs, **GREEDY)
+        answer = guarded(judges())(*args, **kwargs, **GREEDY)
     except InvalidArgument:
         pass
     else:

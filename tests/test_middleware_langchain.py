@@ -16,7 +16,7 @@ from promptguard.guard import Action, Guard, Policy
 pytest.importorskip("langchain")
 
 from langchain.agents import create_agent
-from langchain.agents.middleware import AgentMiddleware, dynamic_prompt
+from langchain.agents.middleware import AgentMiddleware, ModelRequest, dynamic_prompt
 from langchain_core.documents import Document
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import (
@@ -32,6 +32,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.runtime import Runtime
 
 from promptguard.middleware.langchain import WITHHELD, PromptGuardMiddleware, PromptGuardRunnable
 from promptguard.middleware.langchain_messages import chat_of, read_input
@@ -197,6 +198,45 @@ def test_unchanged_messages_are_checked_once_and_a_mark_from_the_client_is_worth
         state = agent.invoke({"messages": [HumanMessage(BOMB)], "promptguard_checked": mark})
         assert state["messages"][-1].content == REFUSAL
         assert "promptguard_checked" not in state
+
+
+def test_a_mark_of_another_guard_is_worth_nothing() -> None:
+    messages: list[Any] = [HumanMessage(BOMB)]
+    lax = PromptGuardMiddleware(Guard(Words("unheard of")))
+    state: Any = {"messages": messages, **(lax.before_agent({"messages": messages}, Runtime()) or {})}
+    assert isinstance(state["promptguard_checked"], str)
+    request: Any = ModelRequest(model=model("never"), messages=messages, state=state)
+    given: list[Any] = []
+    answer = PromptGuardMiddleware(Guard(Words())).wrap_model_call(request, given.append)  # type: ignore[arg-type]
+    assert (answer.content, given) == (REFUSAL, [])  # type: ignore[union-attr]
+
+
+def test_messages_that_cannot_be_marked_are_looked_at_again() -> None:
+    llm = model("never")
+    odd = HumanMessage(CAKE, additional_kwargs={"tags": {1, 2}})  # a set is no JSON
+    lenient = Policy(on_unscannable=Action.ALLOW)
+    assert run_sync(guarded(llm, Adds(), policy=lenient), [odd])[-1].content == REFUSAL
+    assert llm.given == []
+
+
+def test_what_is_withheld_at_the_model_call_does_not_reach_the_model() -> None:
+    llm = model("ok")
+    agent = guarded(llm, Adds(), exit_behavior="replace", system_prompt="be kind")
+    assert run_sync(agent, [HumanMessage(CAKE)])[-1].content == "ok"
+    assert [m.content for m in llm.given[0]] == ["be kind", CAKE, WITHHELD]
+
+
+def test_every_message_that_is_to_blame_is_withheld(run: Any) -> None:
+    llm = model("ok")
+    messages = [
+        HumanMessage(BOMB),
+        HumanMessage(CAKE),
+        HumanMessage(CAKE, additional_kwargs={"x": BOMB}),
+        HumanMessage(CAKE, name=BOMB),
+    ]
+    assert run(guarded(llm, exit_behavior="replace"), messages)[-1].content == "ok"
+    assert [m.content for m in llm.given[0]] == [WITHHELD, CAKE, WITHHELD, WITHHELD]
+    assert CANARY not in str(llm.given)
 
 
 def test_tool_results_are_withheld(run: Any) -> None:
@@ -459,3 +499,13 @@ def test_what_is_read_of_a_message() -> None:
     assert "x" not in chat.values()
     assert chat["tool_calls"][0]["args"] == {"a": 1}
     assert read_input("hi").x == "hi"
+
+
+def test_roles_and_every_message_of_a_prompt_are_read_as_they_are() -> None:
+    assert chat_of(ToolMessage("x", tool_call_id="1"))["role"] == "tool"  # a policy may trust "system"
+    assert chat_of(ChatMessage(content="x", role="wizard"))["role"] == "wizard"
+    bad = {"name": "f", "args": BOMB, "id": "1", "error": None, "type": "invalid_tool_call"}
+    assert BOMB in str(chat_of(AIMessage("x", invalid_tool_calls=[bad])))
+    prompt = ChatPromptTemplate.from_messages([("human", BOMB), ("ai", "no"), ("human", CAKE)]).invoke({})
+    assert [message["content"] for message in read_input(prompt).x] == [BOMB, "no", CAKE]  # type: ignore[attr-defined]
+    assert read_input({"x": {"a": object()}}).x == [None]  # what is no text is unscannable

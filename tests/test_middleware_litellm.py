@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from doubles import CANARY, Does, Words
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 CAKE, BOMB = "bake a cake", f"a {CANARY}"
 PATH = "promptguard.middleware.litellm."
+PNG = b"\x89PNG\r\n\x1a\n"
 KINDS = ["PGuardLiteLLM", "PGuardLiteLLMMultimodal"]
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,eA=="}}
 # The proxy gives its own providers what is here instead of calling them.
@@ -301,3 +303,55 @@ def test_the_asynchronous_sdk_is_guarded() -> None:
             asyncio.run(call)
     finally:
         litellm.callbacks = before
+
+
+def test_the_native_guardrail_judges_pictures_by_its_guard() -> None:
+    from promptguard.types import Verdict
+
+    class Images:
+        max_pictures = 2
+        seen: ClassVar[list[bytes]] = []
+
+        def certify(self, x: bytes) -> Verdict:
+            self.seen.append(x)
+            return Words(word="harm").certify(x.decode("latin-1"))
+
+    def ask_with(data: bytes) -> Any:
+        url = f"data:image/png;base64,{base64.b64encode(PNG + data).decode()}"
+        content = [{"type": "text", "text": CAKE}, {"type": "image_url", "image_url": {"url": url}}]
+        body = {"model": "m", "messages": [{"role": "user", "content": content}]}
+        kind = PGuardLiteLLMMultimodal(guard=Guard(Words(), images=Images()), guardrail_name="g", event_hook="pre_call")
+        return body, asyncio.run(kind.async_pre_call_hook(None, None, body, "completion"))
+
+    body, passed = ask_with(b"fine")
+    assert passed == body
+    with pytest.raises(GuardrailRaisedException):
+        ask_with(b"harm")
+    assert Images.seen == [PNG + b"fine", PNG + b"harm"]
+
+
+def test_requests_are_checked_while_the_model_is_called_too() -> None:
+    kind = PGuardLiteLLMMultimodal(guard=Guard(Words()), guardrail_name="g", event_hook="during_call")
+
+    def ask_for(text: str) -> Any:
+        data = {"model": "m", "messages": [{"role": "user", "content": text}]}
+        return asyncio.run(kind.async_moderation_hook(data, None, "acompletion")) == data
+
+    assert ask_for(CAKE)
+    with pytest.raises(GuardrailRaisedException):
+        ask_for(BOMB)
+
+
+@pytest.mark.parametrize("more", [{"extra_body": ["x"]}, {"extra_body": "x"}, {"x": json.loads("[" * 50 + "]" * 50)}])
+def test_requests_that_cannot_be_read_are_blocked(more: dict[str, Any]) -> None:
+    kind = PGuardLiteLLMMultimodal(guard=Guard(Words()), guardrail_name="g", event_hook="pre_call")
+    data = {"model": "m", "messages": [{"role": "user", "content": CAKE}], **more}
+    with pytest.raises(GuardrailRaisedException):
+        asyncio.run(kind.async_pre_call_hook(None, None, data, "completion"))
+
+
+def test_tools_that_are_nested_too_deep_are_blocked() -> None:
+    kind = PGuardLiteLLM(guard=Guard(Words()), guardrail_name="g", event_hook="pre_call")
+    inputs = {"texts": [CAKE], "tools": [{"x": json.loads("[" * 50 + "]" * 50)}]}
+    with pytest.raises(GuardrailRaisedException):
+        asyncio.run(kind.apply_guardrail(inputs, {}, "request"))

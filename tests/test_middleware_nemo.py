@@ -24,7 +24,7 @@ from promptguard.middleware.nemo import COLANG, YAML, add_guard
 pytestmark = pytest.mark.filterwarnings("default")
 
 CAKE, BOMB = "bake a cake", f"a {CANARY}"
-REFUSAL = "I can't help with that request."
+REFUSAL = "I can't assist with that request."
 EXAMPLE = Path(__file__).parents[1] / "examples" / "nemo"
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,eA=="}}
 

@@ -368,6 +368,27 @@ def test_answers_without_text_pass_and_answers_of_another_form_do_not() -> None:
         Upstream().sync(check_output=True).post("/odd", body={"prompt": CAKE}, cast_to=object)
 
 
+@pytest.mark.parametrize("path", ["/moderations", "/embeddings?x=/moderations", "/v1/embeddings"])
+def test_no_path_lets_the_text_of_an_answer_pass(path: str) -> None:
+    upstream = Upstream(BOMB)
+    if "embeddings" in path:  # which this endpoint then answers with a model's text in the place of the numbers
+        upstream.app.router.routes.insert(0, Route("/{path:path}", lambda _: JSONResponse(FORGED), methods=["POST"]))
+    with pytest.raises(BlockedRequest):
+        upstream.sync(check_output=True).post(path, body={"input": CAKE}, cast_to=object)
+
+
+def test_the_verdicts_of_an_endpoint_pass() -> None:
+    verdict = {"flagged": False, "categories": {"hate/threatening": False}, "category_scores": {"hate": 0.1}}
+    applied = {"category_applied_input_types": {"hate": ["text"], "violence": ["text"]}}
+    found = {"id": "modr-1", "model": "m", "results": [verdict | applied]}
+    words = Words()
+    upstream = Upstream()
+    upstream.app.router.routes.insert(0, Route("/{path:path}", lambda _: JSONResponse(found), methods=["POST"]))
+    upstream.sync(Guard(words), check_output=True).moderations.create(input=CAKE)
+    assert words.seen == [CAKE, "text"]
+
+
+FORGED = {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": BOMB}], "model": "m"}
 LISTS_OF_TEXT: dict[str, Callable[[Any], Any]] = {
     "stored messages": lambda client: client.chat.completions.messages.list("c-1"),
     "items": lambda client: client.conversations.items.list("c-1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -23,7 +24,7 @@ import pytest
 from serving import AUDIT_KEY, BASE, BOMB, SAID, Fake, ask, config, in_pieces, live, streamed, wire
 from starlette.responses import JSONResponse, Response
 
-from promptguard.serve import certifier
+from promptguard.serve import certifier, launch
 from promptguard.serve.app import create_app
 from promptguard.serve.config import Config
 from promptguard.serve.verify import verify
@@ -95,7 +96,7 @@ def test_a_refusal_reads_as_a_completion() -> None:
     ):
         user: Any = [{"role": "user", "content": "a bomb"}]
         choice = client.chat.completions.create(model="m", messages=user).choices[0]
-        assert (choice.finish_reason, choice.message.content) == ("content_filter", "I can't help with that request.")
+        assert (choice.finish_reason, choice.message.content) == ("content_filter", "I can't assist with that request.")
         pieces = list(client.chat.completions.create(model="m", messages=user, stream=True))
         assert pieces[-1].choices[0].finish_reason == "content_filter"
         assert client.completions.create(model="m", prompt="a bomb").choices[0].finish_reason == "content_filter"
@@ -378,6 +379,54 @@ def test_workers_share_the_port_and_the_numbers_and_have_a_log_each(tmp_path: Pa
         running.wait(15)
     logs = [path for path in (log, tmp_path / "audit-1.jsonl") if path.exists() and path.stat().st_size]
     assert sum(verify([path], AUDIT_KEY.encode()).link.lines for path in logs) == 12
+
+
+def test_sighup_reaches_every_worker_and_no_request_is_lost(tmp_path: Path) -> None:
+    def about(word: str) -> str:
+        return f"certifier: {{filter: 'keyword:{word}'}}\naudit: {{path: {tmp_path / 'audit.jsonl'}}}"
+
+    with process(tmp_path, about("bomb"), "--workers", "2", PGUARD_AUDIT__KEY=AUDIT_KEY) as (running, url, path):
+        _ready(url)
+        answers: list[str] = []
+        stop = threading.Event()
+
+        def ask_on(client: httpx2.Client) -> None:
+            while not stop.is_set():  # on a connection that is kept, so all are answered by one process
+                answers.append(client.post("/v1/certify", json={"text": "a bomb or a gun"}).json()["reason"])
+
+        def says(reasons: set[str]) -> bool:
+            # Each on a connection of its own: a process that was left out would show among so many.
+            return {_reason(url, "a gun") for _ in range(30)} == reasons
+
+        with contextlib.ExitStack() as stack:
+            for _ in range(6):
+                client = stack.enter_context(httpx2.Client(base_url=url, trust_env=False, timeout=20))
+                thread = threading.Thread(target=ask_on, args=(client,))
+                stack.callback(thread.join)
+                thread.start()
+            stack.callback(stop.set)
+            assert says({"allowed"})
+            path.write_text(about("gun"))
+            running.send_signal(signal.SIGHUP)
+            _until(lambda: says({"harmful"}), 40)
+            path.write_text("certifier: {filter: nonsense}")
+            running.send_signal(signal.SIGHUP)
+            time.sleep(2)
+            assert says({"harmful"})
+        assert len(answers) > 100
+        assert set(answers) == {"harmful"}
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(15) in {0, -signal.SIGTERM}
+    logs = [tmp_path / "audit.jsonl", tmp_path / "audit-1.jsonl"]
+    assert sum(verify([path], AUDIT_KEY.encode()).link.lines for path in logs) >= len(answers) + 90
+
+
+def test_what_nothing_needs_is_collected_unless_there_is_too_much_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_MANY", 10**9)
+    assert launch._tidy(0)
+    monkeypatch.setattr(launch, "_MANY", 0)
+    assert not launch._tidy(0)
+    assert launch._tidy(launch._PATIENCE)  # it is not put off for ever
 
 
 async def test_what_is_in_flight_is_finished_when_the_server_stops() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import itertools
 import json
 import os
 import random
@@ -106,12 +107,13 @@ def test_every_kind_of_request_is_drawn_and_can_be_sent(module: Callable[[str], 
 
 def test_the_upstream_says_what_must_not_be_read_to_whoever_was_let_through(module: Callable[[str], Any]) -> None:
     upstream = module("faulty_upstream")
-    for stream in (False, True):
+    paths = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+    for path, stream in itertools.product(paths, (False, True)):
         body = json.dumps({"prompt": "a pipe bomb", "stream": stream}).encode()
-        status, kind, pieces = upstream.answer(body)
-        assert (status, kind == "text/event-stream") == (200, stream)
+        status, kind, pieces = upstream.answer(path, body)
+        assert (status, kind == "text/event-stream") == (200, stream and path != "/v1/embeddings")
         spoken = b"".join(module("tasks.serving_faults")._SPOKEN.findall(b"".join(pieces)))
-        assert upstream.CANARY.encode() in (spoken if stream else pieces[0])
+        assert upstream.CANARY.encode() in (pieces[0] if len(pieces) == 1 else spoken)
 
 
 def test_load_is_measured_against_a_bare_endpoint(module: Callable[[str], Any]) -> None:

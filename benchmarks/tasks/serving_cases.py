@@ -108,8 +108,13 @@ def _chat(draw: Draw, text: str, statuses: frozenset[str], **more: Any) -> Case:
         ("chat/completions", {"messages": messages}),
         ("completions", {"prompt": text}),
         ("responses", {"input": text}),
+        ("responses", {"input": [{"role": "user", "content": "Hello."}, {"role": "user", "content": text}]}),
+        ("embeddings", {"input": text}),
+        ("embeddings", {"input": ["Hello there, how are you?", text]}),
     ]
     path, value = rng.choice(routes)
+    if path == "embeddings" and "200" in statuses:  # there is no refusal in the form of its answers
+        statuses |= {"400", "413"}
     return Case("", f"/v1/{path}", _json({"model": "m", "stream": rng.random() < 0.5, **value}), statuses, **more)
 
 

@@ -1,14 +1,16 @@
 """Ten thousand mixed requests to `promptguard serve` while things break: what goes over the wire, what the log holds.
 
-One server per erase mode, each a process with two different settings for its answers, two of them with the bundled
-causal filter; the filter raises now and then. The upstream is killed and started again all the time, is slow, fails,
+One server per erase mode, with different settings for its answers, two of them with the bundled causal filter, and one
+of two processes; the filter raises now and then. The configuration is loaded again (SIGHUP) on the way, which
+`reloads` counts, once for each process. The upstream is killed and started again all the time, is slow, fails,
 breaks off, and says harmful things. Clients send malformed JSON, bodies over the limit and megabytes of text, and leave
 at any point. A process of its own asks `/healthz`. Every byte that a client receives is read:
 
 * unguarded: the canary of the upstream's harmful answers, or any answer of the model to a request that must be blocked;
   or a harmful text that a judging route lets through. `forwarded` counts blocked requests that reached the upstream.
 * lost: requests that were answered and have no line in the audit log, after `promptguard audit verify`.
-* crashes: the server ended, with another code than that of its signal, wrote a traceback, or wrote a text to its log.
+* crashes: the server or one of its processes ended, with another code than that of its signal, wrote a traceback, or
+  wrote a text to its log.
 """
 
 from __future__ import annotations
@@ -19,25 +21,26 @@ import json
 import os
 import random
 import re
-import socket
+import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faulty_upstream import CANARY, SAID
+from benchmarks.faulty_upstream import CANARY, SAID, Upstream
 from benchmarks.health import polled
 from benchmarks.tasks.serving import AUDIT_KEY, guard_command, process
 from benchmarks.tasks.serving_cases import KINDS, Case, Leaves, make
 
 _SIGTERM = {0, -15}
 _PATIENCE = 60.0
-_SPOKEN = re.compile(rb'"content":"((?:[^"\\]|\\.)*)"')  # what a stream says in pieces
+_SPOKEN = re.compile(rb'"(?:content|delta|text)":"((?:[^"\\]|\\.)*)"')  # what a stream says in pieces
 _LIMITS = {"body_bytes": 1_500_000, "seconds": 15, "answer_seconds": 5}
 _CHECKED = {"output": {"check": True}}
 _WINDOW = {**_CHECKED, "streaming": {"release": "window", "hold_back": 64, "stride": 16}}
@@ -53,6 +56,11 @@ SERVERS: dict[str, dict[str, Any]] = {
     "wrap-boundary, causal": {
         "certifier": {"filter": "faulty:causal", "mode": "wrap-boundary"},
         "block_mode": "refusal",
+    },
+    "suffix, two processes": {
+        "certifier": {"filter": "faulty:bomb", "max_erase": 4},
+        "server": {"workers": 2},
+        **_CHECKED,
     },
 }
 
@@ -114,60 +122,14 @@ async def exchange(port: int, case: Case) -> bytes:
     return received
 
 
-class Upstream:
-    """The model's process, on a port that stays."""
-
-    def __init__(self, forwarded: Path) -> None:
-        self.port = _quiet_port()
-        self._forwarded = forwarded
-        self._one_at_a_time = threading.Lock()
-        self.kills = 0
-        self._running = self._start()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "benchmarks.faulty_upstream", str(self.port), str(self._forwarded)]
-        running = subprocess.Popen(command, stdout=subprocess.PIPE)
-        if running.stdout is None or not running.stdout.readline():
-            raise SystemExit("the upstream does not start")
-        return running
-
-    def kill(self) -> None:
-        """End it at once, and start it again."""
-        with self._one_at_a_time:
-            self.stop()
-            self.kills += 1
-            time.sleep(0.2)
-            self._running = self._start()
-
-    def stop(self) -> None:
-        """End it at once."""
-        self._running.kill()
-        self._running.wait()
-        if self._running.stdout:
-            self._running.stdout.close()
-
-    @property
-    def forwarded(self) -> int:
-        """Requests that it should not have got."""
-        return self._forwarded.read_bytes().count(b"\n") if self._forwarded.exists() else 0
-
-
-def _quiet_port() -> int:
-    """A free port below those that connections get, so that none of them takes it while the upstream is down."""
-    for port in random.SystemRandom().sample(range(15_000, 32_000), 100):
-        try:
-            with socket.create_server(("127.0.0.1", port)):
-                return port
-        except OSError:
-            continue
-    raise SystemExit("no port is free")
-
-
-async def drive(port: int, cases: list[Case], upstream: Upstream, *, clients: int, kills: int) -> Tally:
-    """All requests, so many at once; the upstream is killed so many times meanwhile."""
+async def drive(
+    port: int, cases: list[Case], upstream: Upstream, reload: Callable[[], None], *, clients: int, kills: int
+) -> Tally:
+    """All requests, so many at once; the upstream is killed so many times meanwhile, and `reload` called twice."""
     tally = Tally()
     waiting = list(reversed(cases))
     deaths = {len(cases) * (n + 1) // (kills + 1) for n in range(kills)}
+    reloads = {len(cases) // 3, 2 * len(cases) // 3}
     tasks: set[asyncio.Task[None]] = set()
 
     async def client() -> None:
@@ -175,6 +137,8 @@ async def drive(port: int, cases: list[Case], upstream: Upstream, *, clients: in
             case = waiting.pop()
             if len(waiting) in deaths:
                 tasks.add(asyncio.create_task(asyncio.to_thread(upstream.kill)))
+            if len(waiting) in reloads:
+                reload()
             tally.note(case, await exchange(port, case))
 
     await asyncio.gather(*(client() for _ in range(clients)))
@@ -213,11 +177,14 @@ def measure(name: str, count: int, *, seed: int, clients: int, kills: int) -> di
         try:
             with process(guard_command(folder, settings), folder / "log", plugin(folder)) as (running, url):
                 port = int(url.rpartition(":")[2])
+                _wait_for(folder, SERVERS[name].get("server", {}).get("workers", 1))
                 with polled(port, health):
                     start = time.perf_counter()
-                    tally = asyncio.run(drive(port, cases, upstream, clients=clients, kills=kills))
+                    begun_with = _children(running.pid)
+                    hang_up = partial(running.send_signal, signal.SIGHUP)
+                    tally = asyncio.run(drive(port, cases, upstream, hang_up, clients=clients, kills=kills))
                     took = time.perf_counter() - start
-                has_died = running.poll() is not None
+                has_died = running.poll() is not None or _children(running.pid) != begun_with
         finally:
             upstream.stop()
         said = (folder / "log").read_bytes()
@@ -240,20 +207,41 @@ def measure(name: str, count: int, *, seed: int, clients: int, kills: int) -> di
             "health_p99": health[int(0.99 * len(health))],
             "health_polls": len(health),
             "upstream_kills": upstream.kills,
+            "reloads": said.count(b"configuration loaded again"),
             "statuses": dict(sorted(tally.statuses.items())),
         }
 
 
+def _wait_for(folder: Path, processes: int) -> None:
+    """Until all processes serve: each opens its log when it is about to."""
+    end = time.monotonic() + _PATIENCE
+    while len(list(folder.glob("audit*.jsonl"))) < processes:
+        if time.monotonic() > end:
+            raise SystemExit("a process does not begin to serve")
+        time.sleep(0.05)
+    time.sleep(0.5)
+
+
+def _children(pid: int) -> str:
+    """The processes of a process, as Linux lists them."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text()
+
+
 def logged(folder: Path) -> set[str]:
-    """Requests in the audit log.
+    """Requests in the audit logs, one for each process of the server.
 
     Raises:
-        CalledProcessError: `promptguard audit verify` finds it broken.
+        CalledProcessError: `promptguard audit verify` finds one broken.
     """
-    files = sorted(folder.glob("audit*.jsonl"))
-    command = [sys.executable, "-m", "promptguard.cli", "audit", "verify", *map(str, files)]
-    subprocess.run(command, check=True, env={**os.environ, "PGUARD_AUDIT__KEY": AUDIT_KEY}, stdout=subprocess.DEVNULL)
-    return {json.loads(line)["request"] for path in files for line in path.read_bytes().splitlines()}
+    found = set()
+    for log in ("audit", "audit-1"):
+        files = sorted(path for path in folder.glob("audit*.jsonl") if path.name.split(".")[0] == log)
+        if files:
+            command = [sys.executable, "-m", "promptguard.cli", "audit", "verify", *map(str, files)]
+            environment = {**os.environ, "PGUARD_AUDIT__KEY": AUDIT_KEY}
+            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        found |= {json.loads(line)["request"] for path in files for line in path.read_bytes().splitlines()}
+    return found
 
 
 def main() -> None:
@@ -267,7 +255,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON lines are appended here")
     args = parser.parse_args()
     for name in args.servers:
-        count = args.requests // len(SERVERS)
+        count = args.requests // len(SERVERS) + (list(SERVERS).index(name) < args.requests % len(SERVERS))
         row = measure(name, count, seed=args.seed, clients=args.clients, kills=args.kills)
         print(json.dumps(row | {"kinds": len(KINDS)}, indent=1), flush=True)
         if args.out:

@@ -1,8 +1,9 @@
 """Verdict to decision: what an application does with what a certifier says.
 
-The promise: a text is allowed only if every part of it was read and the certifier said "safe" of it, unless the owner's
-`Policy` says otherwise. Errors, abstentions, parts that cannot be read and work over the budget are blocks. Nothing in
-a request changes the policy, and no text reaches a log line, a `Decision` or an error.
+The promise: a request is allowed only if every part of it was read and a certifier said "safe" of it, unless the
+owner's `Policy` says otherwise. Errors, abstentions, parts that cannot be read and work over the budget are blocks; so
+are pictures, unless the guard has `images`. Nothing in a request changes the policy, and no text reaches a log line, a
+`Decision` or an error.
 """
 
 from __future__ import annotations

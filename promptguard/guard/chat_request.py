@@ -6,7 +6,12 @@ field that can bring text to a model (tools, instructions, prediction, response_
 heard of) is context. A field is left out only if it is a known setting whose strings are single words, such as `model`,
 or fixed ones, such as those of `reasoning_effort`. What holds text that cannot be read here (tokens instead of text,
 histories and prompts stored elsewhere, templates, embeddings, tools that the client points at a server or at files) is
-unscannable, and the policy blocks it by default; so is what lets the client cut the text that was checked.
+unscannable, and the policy blocks it by default; so is what lets the client cut or join the text that was checked, or
+switch other guards off. `promptguard.guard.request_fields` names them.
+
+The texts of a `prompt` or an `input` are one message, whose parts the guard checks alone and joined, because a model
+that answers may see them side by side. Embeddings and moderations are made of each text by itself: where the path says
+that it is one of these, `read_apart` makes a request of each, and nothing is joined over two of them.
 
 Source: the OpenAI API reference and the request models of its Python client, version 3.54; vLLM's further fields.
 """
@@ -14,69 +19,18 @@ Source: the OpenAI API reference and the request models of its Python client, ve
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from promptguard.errors import InvalidRequest
-from promptguard.guard.reading import MEDIA, is_nothing, names_any, strings_of
+from promptguard.guard import request_fields as fields
+from promptguard.guard.reading import is_nothing, names_any, strings_of
 
-# Settings of the answer: numbers, switches and words, which no chat template prints.
-_SETTINGS = frozenset({
-    "model", "models", "stream", "stream_options", "n", "best_of", "temperature", "top_p", "top_k", "min_p",
-    "typical_p", "seed", "max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens", "max_tool_calls",
-    "presence_penalty", "frequency_penalty", "repetition_penalty", "length_penalty", "logprobs", "top_logprobs",
-    "prompt_logprobs", "echo", "logit_bias", "service_tier", "store", "user", "safety_identifier", "prompt_cache_key",
-    "prompt_cache_retention", "reasoning_effort", "reasoning", "verbosity", "modalities", "parallel_tool_calls",
-    "truncation", "background", "include", "moderation", "encoding_format", "dimensions", "audio", "thinking", "stop",
-    "stop_token_ids", "use_beam_search", "ignore_eos", "skip_special_tokens", "spaces_between_special_tokens",
-    "include_stop_str_in_output", "add_generation_prompt", "continue_final_message", "add_special_tokens", "priority",
-    "keep_alive", "guardrails",
-})  # fmt: skip
-# The words that some settings may hold; any other word there is text.
-_EFFORTS = frozenset({"none", "minimal", "low", "medium", "high", "xhigh", "max", "default", "auto"})
-_THOUGHTS = _EFFORTS | {
-    "type", "enabled", "disabled", "adaptive", "budget_tokens", "max_tokens", "effort", "summary", "generate_summary",
-    "concise", "detailed", "exclude", "display", "summarized", "omitted",
-}  # fmt: skip
-_WORDS = {
-    "reasoning_effort": _EFFORTS,
-    "verbosity": _EFFORTS,
-    "thinking": _THOUGHTS,
-    "reasoning": _THOUGHTS,
-    "modalities": frozenset({"text", "audio", "image"}),
-    "truncation": frozenset({"disabled"}),
-    "include": frozenset({
-        "code_interpreter_call.outputs", "computer_call_output.output.image_url", "file_search_call.results",
-        "message.input_image.image_url", "message.output_text.logprobs", "reasoning.encrypted_content",
-        "web_search_call.action.sources", "web_search_call.results",
-    }),
-}  # fmt: skip
 _WORD = re.compile(r"[\w.:/@+~=<>|-]{0,128}", re.ASCII)  # no blank: too little for a sentence
-# Fields that are text by their nature: their own names carry nothing, so only what is inside is read.
-_TEXTS = frozenset({
-    "tools", "functions", "tool_choice", "function_call", "response_format", "text", "metadata", "prediction",
-    "instructions", "system", "suffix", "documents", "web_search_options", "stop_sequences", "guided_json",
-    "guided_regex", "guided_choice", "guided_grammar", "structured_outputs",
-})  # fmt: skip
-# Text that is not in the request, or not as text.
-_ELSEWHERE = frozenset({
-    "previous_response_id", "conversation", "chat_template", "chat_template_kwargs", "prompt_embeds",
-    "prompt_token_ids", "input_ids", "inputs_embeds", "multi_modal_data", "context", "raw", "template", "images",
-    "image", "file", "files", "mm_processor_kwargs", "kv_transfer_params", "container",
-    "input_file_id", "file_id", "file_ids", "vector_store_ids", "server_url", "connector_id", "truncate_prompt_tokens",
-})  # fmt: skip
-_CONVERSATION = frozenset({"messages", "input", "prompt"})
-_KNOWN = _SETTINGS | _TEXTS | _ELSEWHERE | _CONVERSATION
-# Fields inside a tool by which a client chooses whose text the model reads.
-_SOURCES = MEDIA | {"server_url", "connector_id", "vector_store_ids", "container_id"}
-_OF_TOOLS = _SOURCES | {"skills", "skill_id"}
-_SCHEMAS = frozenset(
-    {"parameters", "input_schema", "output_schema", "schema", "json_schema"}
-)  # there any name may stand
-_STRUCTURES = frozenset({"tools", "functions", "tool_choice", "system", "instructions", "prediction", "suffix"})
-_INSIDE = _SOURCES | _ELSEWHERE | _CONVERSATION  # what no unknown field may hold
+_PARTS = ("text", "input_text", "image_url", "input_image")  # of one input, as moderations take them
 _STATUSES = frozenset({"in_progress", "completed", "incomplete"})
+_STORED_PROMPT = "@preset/"  # in the name of a model: OpenRouter then puts a stored prompt before the messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,24 +68,43 @@ def read_request(body: object) -> ChatRequest:
                 messages.extend(_input(value))
             case "prompt":
                 messages.extend(_prompt(value, body.get("suffix")))
-            case _ if name in _ELSEWHERE:
+            case _ if name in fields.ELSEWHERE or name in fields.SWITCHES:
                 messages.extend([] if is_nothing(value) else [None])
+            case _ if name in fields.CUTS:
+                messages.extend([] if is_nothing(value) or _is_no_cut(value) else [None])
             case _:
                 context.extend(_field(name, value))
                 messages.extend([None] if _is_unreadable(name, value) else [])
     return ChatRequest(tuple(messages), tuple(context))
 
 
+def read_apart(body: object) -> list[ChatRequest]:
+    """A request for each text of the body's `input`, all of them with the rest of the body.
+
+    Args:
+        body: as for `read_request`; if its `input` is no list of texts, it is one request.
+
+    Raises:
+        InvalidRequest: as `read_request`.
+    """
+    given = body.get("input") if isinstance(body, Mapping) else None
+    if not isinstance(body, Mapping) or not isinstance(given, list) or not all(isinstance(x, str) for x in given):
+        return [read_request(body)]
+    rest = read_request({name: value for name, value in body.items() if name != "input"})
+    inputs = [{"role": "user", "content": text} for text in given]
+    return [ChatRequest((text, *rest.messages), rest.context) for text in inputs] or [rest]
+
+
 def _field(name: str, value: Any) -> tuple[str, ...]:
-    words = _WORDS.get(name)
+    words = fields.WORDS.get(name)
     if words is not None:
         if _is_of(value, words):
             return ()
-    elif name in _SETTINGS and _is_setting(value):
+    elif name in fields.SETTINGS and (_is_bias(value) if name == "logit_bias" else _is_setting(value)):
         return ()
-    if name in _SETTINGS and isinstance(value, list) and all(map(_is_word, value)):
+    if name in fields.SETTINGS and isinstance(value, list) and all(map(_is_word, value)):
         value = [" ".join(value)]
-    return _strings(value if name in _KNOWN else {name: value})
+    return _strings(value if name in fields.KNOWN else {name: value})
 
 
 def _strings(value: Any) -> tuple[str, ...]:
@@ -146,14 +119,29 @@ def _is_word(value: Any) -> bool:
 
 
 def _is_setting(value: Any) -> bool:
-    if isinstance(value, str):
-        return _is_word(value)
+    """Whether there is no more than one word in it that is not the format's; several can make a sentence."""
+    words = [word for word in _words(value) if word not in fields.OF_SETTINGS]
+    return len(words) <= 1 and all(map(_is_word, words))
+
+
+def _words(value: Any) -> Iterator[Any]:
+    """The strings in a structure, and whatever else may be text."""
     if isinstance(value, dict):
-        return all(_is_setting(key) and _is_setting(item) for key, item in value.items())
-    if isinstance(value, list):  # several words can make a sentence
-        words = [item for item in value if isinstance(item, str | list | dict)]
-        return len(words) <= 1 and all(map(_is_setting, words))
-    return True
+        for key, item in value.items():
+            yield key
+            yield from _words(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _words(item)
+    elif not isinstance(value, int | float | None):
+        yield value
+
+
+def _is_bias(value: Any) -> bool:
+    """Whether a `logit_bias` names tokens by their numbers."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and key.isdecimal() for key in value) and _is_bias(list(value.values()))
+    return not list(_words(value))
 
 
 def _is_of(value: Any, words: frozenset[str]) -> bool:
@@ -166,14 +154,53 @@ def _is_of(value: Any, words: frozenset[str]) -> bool:
 
 def _is_unreadable(name: str, value: Any) -> bool:
     """Whether a field that is read as context can bring more than its strings, or cut what was checked."""
-    if name == "truncation":
-        return not (is_nothing(value) or value == "disabled")
-    if name in _STRUCTURES:
-        return names_any(value, _OF_TOOLS, _SCHEMAS) or (name == "tools" and _has_container(value))
-    if name in _KNOWN:
+    if name in _PECULIAR and not is_nothing(value) and not _PECULIAR[name](value):
+        return True
+    if name in fields.STRUCTURES:
+        return names_any(value, fields.OF_TOOLS, fields.SCHEMAS) or (name == "tools" and _has_container(value))
+    if name in fields.KNOWN:
         return False
     # A server that ignores case would take it for the conversation; a list of numbers, for tokens.
-    return name.casefold() in _KNOWN or names_any({name: value}, _INSIDE) or _holds_tokens(value)
+    return name.casefold() in fields.KNOWN or names_any({name: value}, fields.INSIDE) or _holds_tokens(value)
+
+
+def _is_no_cut(value: Any) -> bool:
+    return isinstance(value, str) and value.casefold() in fields.NO_CUT
+
+
+def _shows_all(reasoning: Any) -> bool:
+    """Whether a model is shown all reasoning that the request holds, or what its server decides."""
+    return not isinstance(reasoning, dict) or reasoning.get("context") in (None, "auto", "all_turns")
+
+
+def _is_model(value: Any) -> bool:
+    return not any(isinstance(word, str) and _STORED_PROMPT in word for word in _words(value))
+
+
+def _are_names(value: Any) -> bool:
+    return all(map(_is_word, value if isinstance(value, list) else [value]))
+
+
+def _are_plugins(value: Any) -> bool:
+    given = value if isinstance(value, list) else [value]
+    names = [plugin.get("id") if isinstance(plugin, dict) else None for plugin in given]
+    return all(isinstance(name, str) and name in fields.PLUGINS for name in names)
+
+
+def _switches_nothing(metadata: Any) -> bool:
+    return not names_any(metadata, fields.SWITCHES)
+
+
+# Known fields of which some values do more than a setting or a text; the functions say which do not.
+_PECULIAR: dict[str, Callable[[Any], bool]] = {
+    "truncation": lambda value: bool(value == "disabled"),
+    "reasoning": _shows_all,
+    "model": _is_model,
+    "models": _is_model,
+    "guardrails": _are_names,  # of some to be run; what is no name sets one
+    "plugins": _are_plugins,
+    "metadata": _switches_nothing,
+}
 
 
 def _has_container(tools: Any) -> bool:
@@ -194,12 +221,21 @@ def _prompt(value: Any, suffix: Any) -> Iterator[object]:
 
 
 def _input(value: Any) -> Iterator[object]:
-    """A text, texts, tokens, content parts, or the items of a response."""
-    for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, dict):
-            yield _item(item)
-        elif item is not None:
-            yield {"role": "user", "content": item} if isinstance(item, str) else None
+    """A text, texts, tokens, content parts, or the items of a response.
+
+    Texts and parts that follow each other are one message, since a server may put them side by side.
+    """
+    loose: list[Any] = []
+    given = [item for item in (value if isinstance(value, list) else [value]) if item is not None]
+    for item in [*given, None]:
+        if isinstance(item, str) or (isinstance(item, dict) and "role" not in item and item.get("type") in _PARTS):
+            loose.append(item)
+            continue
+        if loose:
+            yield {"role": "user", "content": loose[0] if isinstance(loose[0], str) and len(loose) == 1 else loose}
+            loose = []
+        if item is not None:
+            yield _item(item) if isinstance(item, dict) else None
 
 
 def _holds_tokens(value: Any) -> bool:
@@ -214,8 +250,6 @@ def _item(item: dict[str, Any]) -> object:
     if "role" in item:
         return _rest(item) if kind in (None, "message") else item
     match kind:
-        case "text" | "input_text" | "image_url" | "input_image":  # parts of one input, as moderations take them
-            return {"role": "user", "content": [item]}
         case "reasoning" if not item.get("encrypted_content"):
             return {"role": "assistant", "reasoning": _rest(item)}
         case "function_call" | "custom_tool_call":

@@ -11,13 +11,15 @@ import logging
 import math
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
-from promptguard.errors import BudgetExceeded, EmptyText, FilterError
+from promptguard.errors import BudgetExceeded, EmptyText, FilterError, PictureRefused
 from promptguard.guard.decision import Decision, Part
+from promptguard.guard.images import Images
 from promptguard.guard.policy import Action, OnBlock, Policy, Reason
-from promptguard.guard.reading import Piece, read
+from promptguard.guard.reading import read
 from promptguard.guard.wrapping import wrap
 from promptguard.types import Certifier, Label, Verdict
 
@@ -26,6 +28,7 @@ _log.addHandler(logging.NullHandler())  # where and whether lines appear is the 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _T = TypeVar("_T")
+_X = TypeVar("_X")
 _REASONS = {Label.SAFE: Reason.ALLOWED, Label.HARMFUL: Reason.HARMFUL, Label.ABSTAIN: Reason.ABSTAIN}
 
 
@@ -38,21 +41,24 @@ class Guard:
     Args:
         certifier: what judges each text.
         policy: what follows from a verdict, or from none.
+        images: what judges pictures; without it they are unscannable.
     """
 
-    def __init__(self, certifier: Certifier, policy: Policy | None = None) -> None:
+    def __init__(self, certifier: Certifier, policy: Policy | None = None, images: Images | None = None) -> None:
         self.certifier = certifier
         self.policy = policy if policy is not None else Policy()
+        self.images = images
 
     def check(self, x: object, *, context: Sequence[str] = ()) -> Decision:
         """Decide about a request. Never raises for what the request or the certifier holds.
 
         Every message of every untrusted role is checked: each text alone, each turn as a whole, and all turns joined
-        by line breaks. Equal texts are checked once. The first block ends the check.
+        by line breaks. Pictures are judged one by one, after the texts. Equal texts and pictures are checked once. The
+        first block ends the check.
 
         Args:
             x: a text, or a list of messages (`{"role": ..., "content": ...}` with content a text, None, or a list of
-                text parts). Anything else is unscannable.
+                text parts, and of inline pictures if the guard has `images`). Anything else is unscannable.
             context: further texts that reach the model together with x, such as retrieved documents. They are
                 checked alone and joined with x.
         """
@@ -130,39 +136,49 @@ class Guard:
 
     def _examine(self, x: object, context: Sequence[str]) -> Iterator[Part]:
         """The parts of a request, judged one by one as they are asked for; what costs nothing comes first."""
-        reading = _attempt("input", partial(read, x, self.policy, context))
+        reading = _attempt("input", partial(read, x, self.policy, context, with_pictures=self.images is not None))
         if isinstance(reading, Part):
             yield reading
             return
         for where in reading.unscannable:
             yield Part(where, Reason.UNSCANNABLE)
-        if not reading.pieces and not reading.unscannable:
+        if not reading.pieces and not reading.pictures and not reading.unscannable:
             yield Part("input", Reason.ERROR, error=EmptyText.__name__)
-        if self.policy.max_texts is not None and len(reading.pieces) > self.policy.max_texts:
+        texts, pictures = len(reading.pieces), len(reading.pictures)
+        most_texts = texts if self.policy.max_texts is None else self.policy.max_texts
+        most_pictures = self.images.max_pictures if self.images else 0
+        if texts > most_texts or pictures > most_pictures:
             yield Part("input", Reason.OVER_BUDGET, error=BudgetExceeded.__name__)
             return
         for piece in reading.pieces:
-            yield _attempt(piece.where, partial(self._judge, piece))
+            yield _attempt(piece.where, partial(_judge, self.certifier, piece.text, piece.where))
+        if self.images is not None:
+            for picture in reading.pictures:
+                found = _attempt(picture.where, partial(_judge, self.images, picture.data, picture.where))
+                yield replace(found, is_picture=True)
 
-    def _judge(self, piece: Piece) -> Part:
-        """What the certifier says of a text.
 
-        Raises:
-            FilterError: it is no verdict, or calls a text safe on the strength of a score that is not a number.
-            PromptGuardError: the certifier's own.
-        """
-        verdict: object = self.certifier.certify(piece.text)
-        if not isinstance(verdict, Verdict) or not isinstance(verdict.label, Label):
-            raise FilterError("the certifier returned something that is not a verdict")
-        if verdict.label is Label.SAFE and not math.isfinite(verdict.score):
-            raise FilterError("the certifier called a text safe without a finite score")
-        return Part(piece.where, _REASONS[verdict.label], verdict)
+def _judge(certifier: Certifier[_X], x: _X, where: str) -> Part:
+    """What a certifier says of a text or a picture.
+
+    Raises:
+        FilterError: it is no verdict, or calls it safe on the strength of a score that is not a number.
+        PromptGuardError: the certifier's own.
+    """
+    verdict: object = certifier.certify(x)
+    if not isinstance(verdict, Verdict) or not isinstance(verdict.label, Label):
+        raise FilterError("the certifier returned something that is not a verdict")
+    if verdict.label is Label.SAFE and not math.isfinite(verdict.score):
+        raise FilterError("the certifier called its input safe without a finite score")
+    return Part(where, _REASONS[verdict.label], verdict)
 
 
 def _attempt(where: str, work: Callable[[], _T]) -> _T | Part:
     """The result, or the part that says why there is none. Messages of errors may quote text: only types are kept."""
     try:
         return work()
+    except PictureRefused as error:
+        return Part(where, Reason.UNSCANNABLE, error=type(error).__name__)
     except BudgetExceeded as error:
         return Part(where, Reason.OVER_BUDGET, error=type(error).__name__)
     except (KeyboardInterrupt, SystemExit, GeneratorExit):

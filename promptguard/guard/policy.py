@@ -76,7 +76,7 @@ class Policy:
     on_abstain: Action = Action.BLOCK
     on_over_budget: Action = Action.BLOCK
     on_unscannable: Action = Action.BLOCK
-    refusal: str = "I can't help with that request."
+    refusal: str = "I can't assist with that request."
     trusted_roles: frozenset[str] = frozenset()
     roles: frozenset[str] = ROLES
     max_texts: int | None = 1000

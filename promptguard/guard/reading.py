@@ -3,7 +3,8 @@
 Every string in a message that is not from a trusted role is text: content, names, tool calls, reasoning, ids, fields
 that nobody has heard of. Each is checked alone, each turn is checked as a whole, and the turns are checked joined,
 because a payload can be split over any of them. Parts of one message are joined both with nothing and with a line
-break between them, since chat templates do either. What is not text is reported as unscannable, never skipped.
+break between them, since chat templates do either. What is not text is reported as unscannable, never skipped; only
+pictures in the forms of `promptguard.guard.images` are handed on, if there is something that judges them.
 Text is taken as written: escapes and encodings inside it are not decoded.
 """
 
@@ -13,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from promptguard.guard.images import Picture, picture
 from promptguard.guard.policy import Policy
 
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal"})
@@ -47,6 +49,7 @@ _EXTRAS = frozenset({"cache_control", "extras", "extra_content"})
 _PAYLOADS = frozenset({"arguments", "input"})  # of a tool call: data of the application
 _DATA_URL = re.compile(r"data:[\w/+.;=-]*;base64,[\w/+=-]*", re.ASCII)
 _MAX_DEPTH = 32
+_POLICY = Policy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +62,11 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a request holds: distinct texts to check, and the places of what is not text."""
+    """What a request holds: distinct texts and pictures to check, and the places of what is neither."""
 
     pieces: tuple[Piece, ...]
     unscannable: tuple[str, ...]
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +84,16 @@ class _Turn:
         return "\n".join(text for text in (content, *(piece.text for piece in self.others)) if text)
 
 
-def read(x: object, policy: Policy, context: Sequence[str] = ()) -> Reading:
+def read(x: object, policy: Policy, context: Sequence[str] = (), *, with_pictures: bool = False) -> Reading:
     """The texts of a request.
 
     Args:
         x: a text, or a list of messages.
         policy: known and trusted roles.
         context: texts that reach the model together with x.
+        with_pictures: somebody judges pictures; otherwise they are unscannable.
     """
-    reader = _Reader(policy)
+    reader = _Reader(policy, with_pictures)
     before = tuple(Piece(f"context[{i}]", text) for i, text in enumerate(context))
     if isinstance(x, str):
         # Context may be glued to a plain text, as a prefix is.
@@ -101,7 +106,12 @@ def read(x: object, policy: Policy, context: Sequence[str] = ()) -> Reading:
     distinct: dict[str, Piece] = {}
     for piece in _to_check([turn for turn in turns if turn.texts]):
         distinct.setdefault(piece.text, piece)
-    return Reading(tuple(distinct.values()), tuple(reader.unscannable))
+        if policy.max_texts is not None and len(distinct) > policy.max_texts:
+            break  # too many to be checked: the rest, and all of them joined, are not made
+    shown: dict[bytes, Picture] = {}
+    for each in reader.pictures:
+        shown.setdefault(each.data, each)
+    return Reading(tuple(distinct.values()), tuple(reader.unscannable), tuple(shown.values()))
 
 
 def _to_check(turns: list[_Turn]) -> Iterator[Piece]:
@@ -119,9 +129,11 @@ def _to_check(turns: list[_Turn]) -> Iterator[Piece]:
 class _Reader:
     """Reads messages; what it cannot read is listed in `unscannable`."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, with_pictures: bool = False) -> None:
         self._policy = policy
+        self._with_pictures = with_pictures
         self.unscannable: list[str] = []
+        self.pictures: list[Picture] = []
 
     def turns(self, messages: Sequence[object]) -> Iterator[_Turn]:
         for i, message in enumerate(messages):
@@ -166,6 +178,9 @@ class _Reader:
     def _part(self, part: object, where: str, others: list[Piece]) -> Iterable[Piece]:
         if isinstance(part, str):
             return [Piece(where, part)]
+        if self._with_pictures and (data := picture(part)) is not None:
+            self.pictures.append(Picture(where, data))
+            return []
         if not isinstance(part, dict) or not _is_text_part(part):
             self.unscannable.append(where)
             others.extend(self._words(part, where))
@@ -265,6 +280,6 @@ def names_any(value: object, names: frozenset[str], skip: frozenset[str] = froze
 
 def strings_of(value: object) -> tuple[str, ...] | None:
     """Every string inside a structure of dicts and lists, or None if something in it is not text."""
-    reader = _Reader(Policy())
+    reader = _Reader(_POLICY)
     strings = tuple(piece.text for piece in reader._strings(value, "context"))
     return None if reader.unscannable else strings

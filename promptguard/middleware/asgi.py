@@ -4,18 +4,24 @@
     vllm serve MODEL --middleware promptguard.middleware.asgi.PromptGuardMiddleware
 
 The promise: the body of a request reaches the application only if it is JSON that all parsers read alike, and the guard
-allows every text in it: whatever the path, the method and the content type. What is forwarded is not what the client
-sent but the checked value, written again. Websockets are refused. Paths named in `unguarded` are the only exception.
-Texts in the URL and in headers are not read, so an application must not give them to a model.
+allows every text in it: whatever the path and the method. What is forwarded is not what the client sent but the checked
+value, written again. A body that calls itself something else than JSON is refused: an application would take it for a
+form, and a web page of somebody else may send it without asking. Websockets are refused. Paths named in `unguarded` are
+the only exception. Texts in the URL and in headers are not read, so an application must not give them to a model.
 
-Without a guard the middleware takes the default one, or what the variables of `promptguard.middleware.garak` describe.
+In vLLM the middleware runs outside of its own: a request is checked before its key is, and answers of the guard have no
+CORS headers and no request id. Trailers of a request, which ASGI does not know, are not passed on.
+
+Without a guard the middleware takes the default one, or what the variables of `promptguard.guard.environment` describe.
 
 Source of the contract: the ASGI specification, HTTP and WebSocket messages, version 2.5.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,9 +30,9 @@ from promptguard.errors import InvalidRequest
 from promptguard.guard import Guard
 from promptguard.guard.chat_answer import is_answer, read_answer, read_events
 from promptguard.guard.chat_request import ChatRequest, read_request
+from promptguard.guard.environment import guard_of
 from promptguard.guard.reading import strings_of
 from promptguard.guard.strict_json import dump, parse
-from promptguard.middleware.garak import guard_of
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -36,7 +42,12 @@ _Headers = list[tuple[bytes, bytes]]
 
 MAX_BODY = 4 * 2**20
 # Headers that describe the client's bytes, which are not the ones that are forwarded.
-_OF_THE_BODY = frozenset({b"content-length", b"content-type", b"content-encoding", b"transfer-encoding"})
+_OF_THE_BODY = frozenset({
+    b"content-length", b"content-encoding", b"transfer-encoding", b"content-md5", b"digest", b"content-digest",
+    b"repr-digest", b"trailer",
+})  # fmt: skip
+_JSON = re.compile(rb"application/(?:[\w.-]+\+)?json\s*(?:;\s*charset=\"?utf-?8\"?\s*)?;?")  # in lower case
+_LARGE = 65_536  # bytes that are read in a thread, so that the application goes on
 
 
 class PromptGuardMiddleware:
@@ -66,7 +77,7 @@ class PromptGuardMiddleware:
         max_body: int = MAX_BODY,
     ) -> None:
         self._app = app
-        self._guard = guard if guard is not None else Guard(guard_of(os.environ).certifier)
+        self._guard = guard if guard is not None else guard_of(os.environ)
         self._check_output = check_output
         self._unguarded = frozenset(unguarded)
         self._max_body = max_body
@@ -86,11 +97,10 @@ class PromptGuardMiddleware:
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         try:
-            body = await self._body(scope, receive)
-            if body is None:
+            given = await self._body(scope, receive)
+            if given is None:
                 return
-            value = parse(body) if body else None
-            request = _read(value)
+            request, body = await asyncio.to_thread(_opened, given) if len(given) > _LARGE else _opened(given)
         except _Refused as refused:
             await _error(send, refused.status, str(refused), "invalid_request")
             return
@@ -102,8 +112,8 @@ class PromptGuardMiddleware:
             if not decision.allowed:
                 await _block(send)
                 return
-        forwarded = _forwarded(scope, dump(value)) if body else scope
-        replay = _Replay(dump(value) if body else b"", receive)
+        forwarded = _forwarded(scope, body) if body else scope
+        replay = _Replay(body, receive)
         if request is None or not self._check_output:
             await self._app(forwarded, replay, send)
             return
@@ -111,7 +121,7 @@ class PromptGuardMiddleware:
         await self._app(_without_shortcuts(forwarded), replay, held)
         if not held.complete:
             return  # the server answers for an application that did not
-        answer = _answer(held)
+        answer = await asyncio.to_thread(_answer, held) if len(held.body) > _LARGE else _answer(held)
         if answer is None or (await self._guard.acheck(answer.messages, context=answer.context)).allowed:
             await held.release(send)
         else:
@@ -121,7 +131,7 @@ class PromptGuardMiddleware:
         """The whole body; None if the client went away.
 
         Raises:
-            _Refused: it is too long or compressed.
+            _Refused: it is too long, compressed or called something else than JSON.
         """
         body = bytearray()
         more = True
@@ -135,6 +145,9 @@ class PromptGuardMiddleware:
                 raise _Refused(413, f"the body is over {self._max_body} bytes")
         if body and any(value != b"identity" for value in _values(scope["headers"], b"content-encoding")):
             raise _Refused(415, "a compressed body cannot be checked: send it as it is")
+        kinds = _values(scope["headers"], b"content-type")
+        if body and (len(kinds) > 1 or not all(map(_JSON.fullmatch, kinds))):
+            raise _Refused(415, "send application/json in UTF-8")
         return bytes(body)
 
 
@@ -191,16 +204,17 @@ class _Held:
             await send({"type": "http.response.body", "body": bytes(self.body)})
 
 
-def _read(value: Any) -> ChatRequest | None:
-    """What is to be checked of a JSON body; None if there is no text in it.
+def _opened(body: bytes) -> tuple[ChatRequest | None, bytes]:
+    """What is to be checked of a JSON body, None if there is no text in it, and the bytes to forward.
 
     Raises:
         InvalidRequest: it cannot be read.
     """
+    value = parse(body) if body else None
     if not isinstance(value, dict | list | str):
-        return None
+        return None, dump(value) if body else b""
     request = read_request(value if isinstance(value, dict) else {"input": value})
-    return request if request.messages or request.context else None
+    return request if request.messages or request.context else None, dump(value)
 
 
 def _answer(held: _Held) -> ChatRequest | None:
@@ -221,10 +235,9 @@ def _answer(held: _Held) -> ChatRequest | None:
 
 
 def _forwarded(scope: Message, body: bytes) -> Message:
-    """The scope of the request with the body that was checked, which is JSON whatever the client called it."""
+    """The scope of the request with the body that was checked."""
     headers = [(name, value) for name, value in scope["headers"] if name.lower() not in _OF_THE_BODY]
-    own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    return {**scope, "headers": [*headers, *own]}
+    return {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
 
 
 def _without_shortcuts(scope: Message) -> Message:

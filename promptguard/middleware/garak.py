@@ -3,15 +3,8 @@
     garak --target_type function --target_name promptguard.middleware.garak#guarded \
         --probes suffix.GCGCached --detectors shields.Up --generations 1
 
-asks the default guard, or the one that the environment describes:
-
-| variable | meaning | default |
-|---|---|---|
-| PGUARD_FILTER | as `promptguard check --filter` | the default guard, with its own modes |
-| PGUARD_MODE | erase mode | suffix |
-| PGUARD_MAX_ERASE | units erased at most, or "unlimited" | 20; unlimited where one pass does it |
-| PGUARD_UNIT | "char" or "word" | word |
-| PGUARD_THRESHOLD | scores at or above it are harmful | the filter's own |
+asks the default guard, or the one that the variables of `promptguard.guard.environment` describe.
+A model behind `promptguard serve` is attacked over HTTP: `examples/garak.yaml`.
 
 A blocked prompt is answered, never dropped: garak leaves errors and empty answers out of its rates, so a guard that
 raises would look as if it blocked nothing. `BLOCKED` begins as `shields.Up` wants a shield to answer and refuses in
@@ -25,28 +18,16 @@ Source of the contract: `garak/generators/function.py` and `garak/detectors/shie
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from promptguard.certify.erase_and_check import EraseAndCheck
-from promptguard.certify.ways import cheapest
-from promptguard.erase import load_mode
-from promptguard.errors import InvalidArgument
 from promptguard.guard import Guard, Policy
-from promptguard.guard.default import default_certifier
-from promptguard.score import load_filter
-from promptguard.types import Certifier
-from promptguard.units import load_units
+from promptguard.guard.environment import guard_of
 
 BLOCKED = "Blocked: I can't assist with that request."
 ALLOWED = "Allowed: the guard lets this prompt through."
-FILTER, MODE, MAX_ERASE = "PGUARD_FILTER", "PGUARD_MODE", "PGUARD_MAX_ERASE"
-UNIT, THRESHOLD = "PGUARD_UNIT", "PGUARD_THRESHOLD"
-VARIABLES = (FILTER, MODE, MAX_ERASE, UNIT, THRESHOLD)
-_DEFAULT_MAX_ERASE = 20
 
 Target = Callable[..., list[str | None]]
 
@@ -81,45 +62,4 @@ def guarded(prompt: str, **_: Any) -> list[str | None]:
 
 @lru_cache(maxsize=1)
 def _from_environment() -> Target:
-    return target(guard_of(os.environ))
-
-
-def guard_of(environment: Mapping[str, str]) -> Guard:
-    """The guard that the variables describe.
-
-    Raises:
-        InvalidArgument: a value means nothing, or a setting of a filter without a filter.
-        PromptGuardError: the filter cannot be loaded.
-    """
-    given = {name: environment[name] for name in VARIABLES if environment.get(name)}
-    return Guard(_certifier(given), Policy(refusal=BLOCKED))
-
-
-def _certifier(given: Mapping[str, str]) -> Certifier:
-    if FILTER not in given:
-        if given:
-            raise InvalidArgument(f"{next(iter(given))} needs {FILTER}: the default guard has its own settings")
-        return default_certifier()
-    filter_ = load_filter(given[FILTER], threshold=_number(given[THRESHOLD]) if THRESHOLD in given else None)
-    units = load_units(given.get(UNIT, "word"), getattr(filter_, "tokenizer", None))
-    mode = load_mode(given.get(MODE, "suffix"), _budget(given.get(MAX_ERASE, "unlimited")))
-    # The wrap modes are bounded by the longest prompt that they protect.
-    is_bounded = MAX_ERASE in given or getattr(mode, "max_prompt", None) is not None
-    if not is_bounded and cheapest(filter_, mode, units).limited:
-        mode = mode.with_budget(_DEFAULT_MAX_ERASE)
-    return EraseAndCheck(filter_, mode, units)
-
-
-def _budget(text: str) -> float:
-    if text == "unlimited":
-        return math.inf
-    if not text.isdecimal():
-        raise InvalidArgument(f"{MAX_ERASE} must be a whole number or 'unlimited'")
-    return int(text)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InvalidArgument(f"{THRESHOLD} must be a number") from None
+    return target(guard_of(os.environ, Policy(refusal=BLOCKED)))

@@ -1,8 +1,9 @@
 """A transformers `image-text-to-text` pipeline behind a guard.
 
-The promise: no text reaches the model unless the guard allows it, and no image unless the owner's own check does.
-Without such a check images are unscannable: they block, unless the policy lets them pass unseen. An image that is an
-address, a path or encoded text is read by the pipeline after any check, so it stays unscannable: load it first.
+The promise: no text and no image reaches the model unless the guard allows it. Images are judged by the guard's
+`images`; without it they are unscannable: they block, unless the policy lets them pass unseen. What is judged, and what
+the pipeline is given, is a copy in RGB, turned upright, as the pipeline would make it. An image that is an address, a
+path or encoded text is read by the pipeline after any check, so it stays unscannable: load it first.
 
 Inputs are a text, a chat, lists of either, or images beside texts; generators, data sets and dicts are refused.
 Only inputs are guarded, as in `promptguard.middleware.pipeline`, whose rules for arguments hold here too.
@@ -12,44 +13,40 @@ Source of the contract: `transformers/pipelines/image_text_to_text.py`, version 
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers.pipelines.image_text_to_text import ReturnType
 from transformers.utils.chat_template_utils import Chat
 
 from promptguard.errors import Blocked, InvalidArgument
-from promptguard.guard import Action, Decision, Guard, OnBlock, Part, Reason
+from promptguard.guard import Guard, OnBlock
 from promptguard.middleware.pipeline import added_texts, check_arguments
-
-ImageCheck = Callable[[Image.Image], bool]
 
 _ARGUMENTS = frozenset({
     "max_new_tokens", "generate_kwargs", "timeout", "return_full_text", "return_tensors", "return_type",
     "clean_up_tokenization_spaces", "stop_sequence", "continue_final_message", "skip_special_tokens", "tools",
     "documents", "batch_size", "num_workers",
 })  # fmt: skip
-_REFUSED_IMAGE = Decision(Action.BLOCK, Reason.HARMFUL, (Part("images", Reason.HARMFUL),), None, None, 0.0)
 
 
-def guard_image_text_pipeline(
-    pipe: Any, guard: Guard, *, image_check: ImageCheck | None = None, on_block: str = OnBlock.REFUSE
-) -> GuardedImageTextPipeline:
+def guard_image_text_pipeline(pipe: Any, guard: Guard, *, on_block: str = OnBlock.REFUSE) -> GuardedImageTextPipeline:
     """Put a guard in front of a pipeline that reads images.
 
     Args:
         pipe: a transformers `image-text-to-text` pipeline.
-        guard: what decides about texts.
-        image_check: True for an image that may pass; False, anything else or an error blocks the request.
+        guard: what decides about texts, and about images if it has `images`.
         on_block: "refuse" answers in the pipeline's own shape, with the policy's refusal as the generated text and
             `"blocked": True` beside it; "raise" raises `Blocked`.
 
     Raises:
         InvalidArgument: `on_block` is neither.
     """
-    return GuardedImageTextPipeline(pipe, guard, image_check, OnBlock.of(on_block))
+    return GuardedImageTextPipeline(pipe, guard, OnBlock.of(on_block))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +60,9 @@ class _Item:
 class GuardedImageTextPipeline:
     """Called like the pipeline it wraps; `tokenizer`, `processor`, `model`, `task` and `device` are the pipeline's."""
 
-    def __init__(self, pipe: Any, guard: Guard, image_check: ImageCheck | None, on_block: OnBlock) -> None:
+    def __init__(self, pipe: Any, guard: Guard, on_block: OnBlock) -> None:
         self._pipe = pipe
         self._guard = guard
-        self._image_check = image_check
         self._on_block = on_block
         self.tokenizer, self.processor, self.model = pipe.tokenizer, pipe.processor, pipe.model
         self.task, self.device = pipe.task, pipe.device
@@ -89,7 +85,8 @@ class GuardedImageTextPipeline:
             )
         check_arguments(kwargs.get("generate_kwargs") or {})
         context = added_texts(kwargs)
-        items, is_list = _items(images, text)
+        given, is_list = _items(images, text)
+        items = [_each_image(item, _plain) for item in given]
         refusals = [self._refusal(item, context, kwargs) for item in items]
         answers = [self._generate(item, kwargs) if no is None else no for item, no in zip(items, refusals, strict=True)]
         if items and items[0].images is not None:  # the pipeline gives these answers in one list
@@ -102,19 +99,12 @@ class GuardedImageTextPipeline:
         return self._pipe(images=images, text=item.text, **kwargs)
 
     def _refusal(self, item: _Item, context: Sequence[str], kwargs: dict[str, Any]) -> list[dict[str, Any]] | None:
-        decision = self._decide(item, context)
+        decision = self._guard.check(_read(item, self._guard.images is not None), context=context)
         if decision.allowed:
             return None
         if self._on_block is OnBlock.RAISE:
             raise Blocked(decision)
         return [self._record(item, kwargs)]
-
-    def _decide(self, item: _Item, context: Sequence[str]) -> Decision:
-        loaded: list[Image.Image] = []
-        chat = _without(loaded, self._image_check is not None, item)
-        if loaded and self._image_check is not None and not _all_pass(self._image_check, loaded):
-            return _REFUSED_IMAGE
-        return self._guard.check(chat, context=context)
 
     def _record(self, item: _Item, kwargs: dict[str, Any]) -> dict[str, Any]:
         text = self._guard.policy.refusal
@@ -160,34 +150,61 @@ def _are_images(value: Any) -> bool:
     return bool(values) and all(isinstance(each, Image.Image | str) for each in values)
 
 
-def _without(loaded: list[Image.Image], is_checked: bool, item: _Item) -> Any:
-    """What the guard is to read: the text or chat without the loaded images, which are collected in `loaded`."""
+def _each_image(item: _Item, work: Callable[[Image.Image], Any], whole: bool = False) -> _Item:
+    """The input with something else for every loaded image.
 
-    def stays(part: Any) -> bool:
-        if isinstance(part, dict) and part.get("type") == "image" and part.keys() == {"type", "image"}:
-            if not isinstance(part["image"], Image.Image):
-                return True
-            loaded.append(part["image"])
-            return not is_checked
-        return True
+    Args:
+        item: the input.
+        work: makes it of the image.
+        whole: it stands for the part of a chat that shows the image, not for the image in that part.
+    """
 
-    if item.images is not None:
-        unread = [image for image in item.images if stays({"type": "image", "image": image})]
-        return [
-            {"role": "user", "content": [{"type": "text", "text": item.text}, *({"type": "image"} for _ in unread)]}
-        ]
-    if isinstance(item.text, str):
-        return item.text
-    return [
-        {**turn, "content": [part for part in turn["content"] if stays(part)]}
-        if isinstance(turn, dict) and isinstance(turn.get("content"), list | tuple)
-        else turn
-        for turn in item.text
-    ]
+    def part(given: Any) -> Any:
+        is_shown = isinstance(given, dict) and given.get("type") == "image" and given.keys() == {"type", "image"}
+        if not is_shown or not isinstance(given["image"], Image.Image):
+            return given
+        made = work(given["image"])
+        return made if whole else {"type": "image", "image": made}
+
+    def turn(given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("content"), list | tuple):
+            return given
+        return {**given, "content": [part(each) for each in given["content"]]}
+
+    text = item.text if isinstance(item.text, str) else [turn(each) for each in item.text]
+    beside = item.images and tuple(work(each) if isinstance(each, Image.Image) else each for each in item.images)
+    return _Item(text, beside)
 
 
-def _all_pass(check: ImageCheck, images: Sequence[Image.Image]) -> bool:
+def _plain(image: Image.Image) -> Image.Image:
+    """An image as the pipeline reads it, on its own: nothing that the caller holds changes it any more.
+
+    Raises:
+        InvalidArgument: it cannot be decoded.
+    """
     try:
-        return all(check(image) is True for image in images)
-    except Exception:  # the owner's code; an image that could not be checked does not pass
-        return False
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        return Image.frombytes("RGB", upright.size, upright.tobytes())
+    except Exception as error:  # of a file that is read only now
+        kind = type(error).__name__
+    raise InvalidArgument(f"an image cannot be decoded: {kind}")
+
+
+def _read(item: _Item, is_judged: bool) -> Any:
+    """What the guard is to read."""
+    show = _inline if is_judged else _unread
+    if item.images is None:
+        return _each_image(item, show, whole=True).text
+    parts = [show(each) if isinstance(each, Image.Image) else {"type": "image"} for each in item.images]
+    return [{"role": "user", "content": [{"type": "text", "text": item.text}, *parts]}]
+
+
+def _inline(image: Image.Image) -> dict[str, Any]:
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    written = base64.b64encode(file.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{written}"}}
+
+
+def _unread(_image: Image.Image) -> dict[str, Any]:
+    return {"type": "image"}

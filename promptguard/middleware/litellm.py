@@ -33,8 +33,8 @@ from promptguard.errors import InvalidArgument, InvalidRequest
 from promptguard.guard import Decision, Guard, OnBlock, Reason
 from promptguard.guard.chat_answer import read_answer, read_events
 from promptguard.guard.chat_request import ChatRequest, read_request
+from promptguard.guard.environment import VARIABLES, guard_of
 from promptguard.guard.reading import strings_of
-from promptguard.middleware.garak import VARIABLES, guard_of
 
 _PREFIX = "PGUARD_"
 _HOOKS = [GuardrailEventHooks.pre_call, GuardrailEventHooks.during_call, GuardrailEventHooks.post_call]
@@ -54,7 +54,7 @@ class PGuardLiteLLM(CustomGuardrail):  # type: ignore[misc]  # litellm is not in
 
     Args:
         guard: what decides; only for use from Python.
-        guard_config: settings of the filter, as in the variables of `promptguard.middleware.garak` but in lower case
+        guard_config: settings of the filter, as in the variables of `promptguard.guard.environment` but in lower case
             and without prefix: filter, mode, max_erase, unit, threshold. Without it the environment decides.
         on_block: "raise" answers with status 400, "refuse" with status 200 and the policy's refusal.
         options: LiteLLM's own, such as `guardrail_name`, `event_hook` and `default_on`.
@@ -231,9 +231,9 @@ def _plain(value: Any) -> Any:
 
 def _configured(config: Mapping[str, Any] | None) -> Guard:
     if not config:
-        return Guard(guard_of(os.environ).certifier)
+        return guard_of(os.environ)
     given = {f"{_PREFIX}{name}".upper(): str(value) for name, value in config.items()}
     if unknown := given.keys() - set(VARIABLES):
         known = ", ".join(name.removeprefix(_PREFIX).lower() for name in VARIABLES)
         raise InvalidArgument(f"guard_config knows {known}; not {', '.join(sorted(unknown))}")
-    return Guard(guard_of(given).certifier)
+    return guard_of(given)

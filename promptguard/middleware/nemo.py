@@ -22,12 +22,12 @@ from typing import Any
 from nemoguardrails.actions import action
 
 from promptguard.guard import Guard
-from promptguard.middleware.garak import guard_of
+from promptguard.guard.environment import guard_of
 
 ACTION = "promptguard_check"
 COLANG = """\
 define bot refuse to respond
-  "I can't help with that request."
+  "I can't assist with that request."
 
 define subflow promptguard check input
   $allowed = execute promptguard_check(text=$user_message, direction="input")
@@ -93,7 +93,7 @@ def init(app: Any) -> None:
     Raises:
         PromptGuardError: the environment means nothing, or the guard cannot be loaded.
     """
-    add_guard(app, Guard(guard_of(os.environ).certifier))
+    add_guard(app, guard_of(os.environ))
 
 
 def _conversation(events: Iterable[Mapping[str, Any]], text: Any) -> list[dict[str, Any]]:

@@ -29,8 +29,8 @@ from promptguard.guard.strict_json import parse
 
 _Client = TypeVar("_Client", openai.OpenAI, openai.AsyncOpenAI)
 _UNREADABLE = ChatRequest((None,), ())
-# Endpoints whose answers hold no text of a model.
-_WORDLESS = ("/embeddings", "/moderations")
+# Endpoints whose answers have another form than a model's text; whatever text there is in them is read.
+_OF_NUMBERS = ("/embeddings", "/moderations")
 # What is asked for without a body and names things instead of holding a model's text; not the contents of files.
 _LISTS = re.compile(r"/(?:models|files|batches|containers|vector_stores|fine_tuning/jobs)(?:/[^/]+)?/?")
 
@@ -84,15 +84,15 @@ class _Settings:
     def of_response(self, response: Any, base: str) -> tuple[object, ...] | None:
         """What is to be checked of an answer to a client with this path in its base URL; None if it holds no text."""
         path = response.request.url.path
-        if not self.check_output or not response.content or path.endswith((*_WORDLESS, *self.unguarded)):
+        if not self.check_output or not response.content or path.endswith(self.unguarded):
             return None
         events = read_events(response.content, response.headers.get("content-type", ""))
         if events is None:
             return (None,)
         if not is_answer(events):
-            if response.request.method != "GET":
+            if response.request.method != "GET" and not path.endswith(_OF_NUMBERS):
                 return (None,)
-            if _LISTS.fullmatch(path.removeprefix(base.rstrip("/"))):
+            if response.request.method == "GET" and _LISTS.fullmatch(path.removeprefix(base.rstrip("/"))):
                 return None
         return read_answer(events) or None
 

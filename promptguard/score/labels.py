@@ -61,7 +61,7 @@ def readout(
     labels = [str(config.id2label.get(i, f"LABEL_{i}")) for i in range(config.num_labels)]
     known = families.find(labels, family=family, repository=repository)
     if label is not None:
-        harmful = _indices(label, labels)
+        harmful = indices(label, labels)
     elif known is not None:
         harmful = known.indices(labels) or ()
     else:
@@ -72,7 +72,12 @@ def readout(
     return Readout(harmful, chosen)
 
 
-def _indices(label: LabelChoice, labels: Sequence[str]) -> tuple[int, ...]:
+def indices(label: LabelChoice, labels: Sequence[str]) -> tuple[int, ...]:
+    """The indices of labels that are given by name or index, sorted.
+
+    Raises:
+        LabelError: one is not the model's, or there is none.
+    """
     many = [label] if isinstance(label, str | int) else list(label)
     if not many:
         raise LabelError(f"label= is empty: the model has {_listed(labels)}")

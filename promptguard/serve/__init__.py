@@ -26,8 +26,8 @@ A configuration (all keys: `promptguard.serve.config`):
 `block_mode: error` suits programs; benchmarks that count answers, such as garak, and chat pages need `refusal`.
 
 With several workers each process has its own models, queue, buckets (a key may get its work once per worker) and audit
-file, and they share the port and the numbers of `/metrics`. SIGHUP loads the configuration again: one process swaps it
-between requests, several are replaced one after the other. `server` and `audit` settings take a restart.
+file, and they share the port and the numbers of `/metrics`. SIGHUP loads the configuration again: each process swaps it
+between requests, on its own. `server` and `audit` settings take a restart.
 
 What is not checked: ids, names of models, usage and log-probabilities in the upstream's answers; what tools of the
 upstream fetch. Streamed answers that are not checked go out as they come.

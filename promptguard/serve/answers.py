@@ -67,8 +67,9 @@ def blocked(decision: Decision, about: Mapping[str, Any], *, param: str | None) 
         param: the field that was judged.
     """
     is_costly = decision.reason is Reason.OVER_BUDGET
+    what = "picture" if decision.parts and decision.parts[-1].is_picture else "text"
     message = "blocked by promptguard: " + {
-        Reason.HARMFUL: "the text was flagged",
+        Reason.HARMFUL: f"the {what} was flagged",
         Reason.ABSTAIN: "the filter does not know",
         Reason.OVER_BUDGET: "checking it costs more than is allowed",
         Reason.UNSCANNABLE: "it holds something that cannot be checked",
@@ -122,13 +123,17 @@ def moderation(decision: Decision, config: Config) -> dict[str, Any]:
     invented. Without `expose_scores` a score is 1 or 0, the verdict itself.
     """
     is_flagged = decision.reason is not Reason.ALLOWED
-    score = max((part.verdict.score for part in decision.parts if part.verdict), default=float(is_flagged))
+    judged = [part for part in decision.parts if part.verdict]
+    # The score of a picture is the share of votes for its class, whichever that is.
+    scores = [p.verdict.score for p in judged if p.verdict and (not p.is_picture or p.reason is Reason.HARMFUL)]
+    score = max(scores, default=float(is_flagged))
     given = score if config.expose_scores else float(is_flagged)
+    kinds = sorted({"image" if part.is_picture else "text" for part in judged}) or ["text"]
     return {
         "flagged": is_flagged,
         "categories": {name: is_flagged and name == config.category for name in CATEGORIES},
         "category_scores": {name: given if name == config.category else 0.0 for name in CATEGORIES},
-        "category_applied_input_types": {name: ["text"] if name == config.category else [] for name in CATEGORIES},
+        "category_applied_input_types": {name: kinds if name == config.category else [] for name in CATEGORIES},
     }
 
 

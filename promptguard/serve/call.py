@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from promptguard.errors import InvalidRequest, PromptGuardError
 from promptguard.guard import Decision, Reason
+from promptguard.guard.chat_answer import read_answer
 from promptguard.guard.chat_request import ChatRequest
 from promptguard.serve.answers import ApiError
 from promptguard.serve.audit import AuditLog
@@ -52,20 +53,20 @@ class Services:
 
 @dataclass(frozen=True, slots=True)
 class Judged(Generic[_T]):
-    """A check and what was read on the way.
+    """Checks and what was read on the way.
 
     Attributes:
         value: what the reading made of the body.
-        checked: the check.
+        decisions: the guard's, about each of the requests that were read; at least one.
     """
 
     value: _T
-    checked: Checked
+    decisions: Sequence[Decision]
 
     @property
     def decision(self) -> Decision:
-        """The guard's."""
-        return self.checked.decision
+        """The one that counts for all: a block, else one that would be a block under a stricter policy."""
+        return min(self.decisions, key=lambda one: (one.allowed, one.reason is Reason.ALLOWED))
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +91,8 @@ class Call:
     key: str = ANONYMOUS
     decision: Decision | None = None
     _per_minute: int | None = None
+    _size: int = 0
+    _is_charged: bool = False
     _start: float = field(default_factory=time.perf_counter)
 
     async def authorise(self) -> None:
@@ -113,69 +116,64 @@ class Call:
     async def body(self) -> bytes:
         """The body, bounded."""
         limits = self.state.config.limits
-        return await read_body(self.request, limits.body_bytes, limits.seconds)
+        body = await read_body(self.request, limits.body_bytes, limits.seconds)
+        self._size = len(body)
+        return body
 
     async def while_there(self, work: Coroutine[Any, Any, _T]) -> _T:
         """The result of work, cancelled when the client leaves."""
         return await unless_gone(self.request.receive, work)
 
-    async def judge(self, read: Callable[[], tuple[ChatRequest, _T]]) -> Judged[_T]:
-        """Read and check what the client sent, in the pool.
+    async def judge(self, read: Callable[[], tuple[Sequence[ChatRequest], _T]]) -> Judged[_T]:
+        """Read and check what the client sent, in the pool, at the price and in the time of one request.
 
         Args:
-            read: makes texts of the body; it runs in the thread.
+            read: makes texts of the body, each with a decision of its own; it runs in the thread.
 
         Raises:
-            ApiError: it could not be read, or not be checked in time.
+            ApiError: it could not be read, is not paid for, or could not be checked in time.
             ClientGone: nobody waits any more.
         """
         found = await self.while_there(self._judge(self.state.requests, read, self._charge, "request"))
         self.decision = found.decision
         return found
 
-    async def judge_all(self, texts: Sequence[ChatRequest]) -> list[Decision]:
-        """Check what the client sent, a decision for each, at the price and in the time of one request.
+    async def judge_output(self, values: Sequence[Any]) -> Decision | None:
+        """Read and check what the model answered; its request has paid. None if it says nothing.
 
-        Raises:
-            ApiError: it could not be checked in time, or is not paid for.
-            ClientGone: nobody waits any more.
-        """
-        decisions = await self.while_there(self._judge_all(texts))
-        self.decision = next((one for one in decisions if not one.allowed), decisions[0])
-        return decisions
-
-    async def judge_output(self, texts: ChatRequest) -> Decision:
-        """Check what the model answered; its request has paid.
+        Args:
+            values: of its JSON, or of the events of its stream; they must not change meanwhile.
 
         Raises:
             ApiError: it could not be checked in time.
         """
-        found = await self._judge(self.state.outputs, lambda: (texts, None), free, "output")
-        return found.decision
+
+        def read() -> tuple[Sequence[ChatRequest], None]:
+            messages = read_answer(values)
+            return [ChatRequest(messages, ())] if messages else [], None
+
+        found = await self._judge(self.state.outputs, read, free, "output")
+        return found.decision if found.decisions else None
 
     async def _judge(
         self,
         checker: Checker,
-        read: Callable[[], tuple[ChatRequest, _T]],
+        read: Callable[[], tuple[Sequence[ChatRequest], _T]],
         charge: Callable[[int], None],
         phase: str,
     ) -> Judged[_T]:
-        def work(ticket: Ticket) -> Judged[_T]:
+        def work(ticket: Ticket) -> tuple[_T, list[Checked]]:
             texts, value = read()
-            return Judged(value, checker.check(texts, ticket, charge, self._digest))
+            return value, checker.check_all(texts, ticket, charge, self._digest)
 
-        with span("check", {"route": self.route, "phase": phase, "request_id": self.id}):
-            judged = await self.run(work)
-        await self._record(judged.checked, phase)
-        return judged
-
-    async def _judge_all(self, texts: Sequence[ChatRequest]) -> list[Decision]:
-        checker = self.state.requests
-        with span("check", {"route": self.route, "phase": "request", "request_id": self.id}):
-            found = await self.run(lambda ticket: checker.check_all(texts, ticket, self._charge, self._digest))
+        with span("check", {"route": self.route, "phase": phase, "request_id": self.id}) as say:
+            value, found = await self._run(work)
+            judged = Judged(value, [checked.decision for checked in found])
+            if judged.decisions:
+                say("verdict", verdict_word(judged.decision))
         for checked in found:
-            await self._record(checked, "request")
-        return [checked.decision for checked in found]
+            await self._record(checked, phase)
+        return judged
 
     @property
     def _digest(self) -> Callable[[str], str] | None:
@@ -188,14 +186,22 @@ class Call:
         metrics.calls.inc(checked.decision.calls)
         await self.note(phase, **audit_line(checked))
 
-    async def run(self, work: Callable[[Ticket], _T]) -> _T:
+    async def _run(self, work: Callable[[Ticket], _T]) -> _T:
         """Work in the pool, with its errors as the API has them.
 
         Raises:
             ApiError: busy, late, throttled, or unreadable.
         """
+
+        def paid(ticket: Ticket) -> _T:
+            try:
+                return work(ticket)
+            finally:
+                if not self._is_charged:  # it cannot be read, or nobody waits any more: reading it has cost something
+                    self._charge(0)
+
         try:
-            return await self.state.pool.run(work, self.state.config.limits.seconds)
+            return await self.state.pool.run(paid, self.state.config.limits.seconds)
         except (Busy, Throttled) as error:
             waits = {"retry-after": str(error.retry_after)}
             code = "server_busy" if isinstance(error, Busy) else "rate_limit_exceeded"
@@ -208,6 +214,12 @@ class Call:
             raise ApiError(503, "the request could not be checked", "check_failed") from None
 
     def _charge(self, work: int) -> None:
+        """Charge the characters that a filter reads, at least the bytes that were read to find them.
+
+        Raises:
+            Throttled: there is not enough left.
+        """
+        work, self._is_charged = max(work, self._size), True
         if self._per_minute is not None:
             self.state.buckets.take(self.key, work, self._per_minute)
 

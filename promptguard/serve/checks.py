@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from promptguard.certify.erase_and_check import Cost
 from promptguard.errors import BudgetExceeded, InvalidRequest
@@ -16,7 +17,10 @@ from promptguard.serve.config import Limits
 from promptguard.serve.pool import Ticket, Watched
 from promptguard.types import Certifier
 
-_DIGESTS = 32  # of one request's texts, in the audit log
+if TYPE_CHECKING:
+    from promptguard.serve.pictures import PricedPictures
+
+_DIGESTS = 32  # of one request's texts, and of its pictures, in the audit log
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,22 +29,28 @@ class Checked:
 
     Attributes:
         decision: the guard's.
-        cost: of all texts, counted before inference.
+        cost: of all texts and pictures, counted before inference.
         texts: a digest of each text, the first of them only; empty without a digest function.
+        pictures: the same of pictures.
     """
 
     decision: Decision
     cost: Cost
     texts: tuple[str, ...] = ()
+    pictures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Priced:
-    """What a request would cost, the characters of its texts, and their digests."""
+    """What a request would cost, the characters of its texts, and the digests of texts and pictures."""
 
     cost: Cost
     characters: int
     texts: tuple[str, ...]
+    pictures: tuple[str, ...]
+
+    def checked(self, decision: Decision) -> Checked:
+        return Checked(decision, self.cost, self.texts, self.pictures)
 
 
 class Checker:
@@ -50,22 +60,16 @@ class Checker:
         certifier: what judges each text.
         policy: what follows.
         limits: what a request may cost.
+        images: what judges pictures; without it they are unscannable.
     """
 
-    def __init__(self, certifier: Certifier, policy: Policy, limits: Limits) -> None:
+    def __init__(
+        self, certifier: Certifier, policy: Policy, limits: Limits, images: PricedPictures | None = None
+    ) -> None:
         self.certifier = certifier
         self.policy = policy
+        self.images = images
         self._limits = limits
-
-    def check(
-        self,
-        request: ChatRequest,
-        ticket: Ticket,
-        charge: Callable[[int], None],
-        digest: Callable[[str], str] | None = None,
-    ) -> Checked:
-        """Decide about a request: `check_all` of one."""
-        return self.check_all([request], ticket, charge, digest)[0]
 
     def check_all(
         self,
@@ -93,22 +97,27 @@ class Checker:
         characters = sum(one.cost.characters for one in priced)
         if checks > self._limits.checks or characters > self._limits.characters:
             charge(sum(one.characters for one in priced))
-            return [Checked(self._over_budget(), one.cost, one.texts) for one in priced]
+            return [one.checked(self._over_budget()) for one in priced]
         charge(sum(one.cost.characters or one.characters for one in priced))
-        guard = Guard(Watched(self.certifier, ticket), self.policy)
+        guard = Guard(Watched(self.certifier, ticket), self.policy, self.images)
         decisions = [guard.check(list(request.messages), context=request.context) for request in requests]
-        return [Checked(decision, one.cost, one.texts) for decision, one in zip(decisions, priced, strict=True)]
+        return [one.checked(decision) for decision, one in zip(decisions, priced, strict=True)]
 
     def _priced(self, request: ChatRequest, ticket: Ticket, digest: Callable[[str], str] | None) -> _Priced:
-        pieces = read(list(request.messages), self.policy, request.context).pieces
+        reading = read(list(request.messages), self.policy, request.context, with_pictures=self.images is not None)
+        pieces, pictures = reading.pieces, reading.pictures
         cost = Cost(0, 0)
         if len(pieces) <= (self.policy.max_texts or len(pieces)):
             for piece in pieces:
                 ticket.check()
-                one = price(self.certifier, piece.text)
-                cost = Cost(cost.checks + one.checks, cost.characters + one.characters)
+                cost = _sum(cost, price(self.certifier, piece.text))
+        if self.images is not None and len(pictures) <= self.images.max_pictures:
+            for picture in pictures:
+                ticket.check()
+                cost = _sum(cost, self.images.price(picture.data))
         texts = tuple(digest(piece.text) for piece in pieces[:_DIGESTS]) if digest else ()
-        return _Priced(cost, sum(len(piece.text) for piece in pieces), texts)
+        shown = tuple(digest(hashlib.sha256(one.data).hexdigest()) for one in pictures[:_DIGESTS]) if digest else ()
+        return _Priced(cost, sum(len(piece.text) for piece in pieces), texts, shown)
 
     def _count(self, messages: Sequence[object]) -> None:
         contents = [message.get("content") for message in messages if isinstance(message, dict)]
@@ -119,6 +128,10 @@ class Checker:
     def _over_budget(self) -> Decision:
         part = Part("input", Reason.OVER_BUDGET, error=BudgetExceeded.__name__)
         return Decision(self.policy.on_over_budget, Reason.OVER_BUDGET, (part,), None, part.error, 0.0)
+
+
+def _sum(one: Cost, other: Cost) -> Cost:
+    return Cost(one.checks + other.checks, one.characters + other.characters)
 
 
 def free(_work: int) -> None:
@@ -153,6 +166,7 @@ def audit_line(checked: Checked) -> dict[str, Any]:
         "certificate": certificate_line(decision),
         "filter": certificate.filter if certificate else None,
         "texts": list(checked.texts),
+        "pictures": list(checked.pictures),
     }
 
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, StrictInt, StrictStr, field_validator, model_validator
 
 from promptguard.guard import Action, Policy
 from promptguard.serve.certifier import Batching, Certifying, Count, Section
@@ -63,6 +63,32 @@ class Choices(Section):
         return Policy(**{name: getattr(self, name) for name in type(self).model_fields})
 
 
+class Picturing(Section):
+    """What judges pictures in requests and answers. Without this section they are unscannable.
+
+    Attributes:
+        filter: folder of a transformers image classifier: config.json, preprocessor_config.json, safetensors.
+        harmful: its harmful classes, by index or name.
+        sigma: standard deviation of the noise, of pictures in [0, 1].
+        radius: l2 norm of the change that is asked about, or nothing: the largest, which takes all votes.
+        samples: votes on a picture, at most.
+        alpha: chance that a certificate is false, for each picture.
+        max_pixels: of a picture.
+        max_pictures: different ones in a request.
+        device: where the filter runs.
+    """
+
+    filter: Path
+    harmful: Annotated[tuple[StrictInt | StrictStr, ...], Field(min_length=1)]
+    sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    radius: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    samples: Count = 1000
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    max_pixels: Annotated[int, Field(ge=1, le=2**26)] = 2**23
+    max_pictures: Count = 8
+    device: str = "cpu"
+
+
 class UpstreamSection(Section):
     """The model behind the guard.
 
@@ -100,8 +126,9 @@ class Limits(Section):
         depth: arrays and objects inside each other.
         messages: messages, prompts or input items.
         parts: content parts over all messages.
-        checks: scores over all texts of a request, counted before inference.
-        characters: code points that the filter reads for a request, counted before inference.
+        checks: scores over all texts of a request, and votes over all pictures, counted before inference.
+        characters: code points that the filter reads for a request, counted before inference; of pictures, thousands
+            of numbers: three for each pixel, and those that the filter reads, which are votes times its input.
         queue: requests that wait for a thread.
         threads: requests that are checked at once.
         seconds: from arrival to verdict; later is a 503.
@@ -220,6 +247,7 @@ class Config(Section):
     """Everything.
 
     Attributes:
+        images: what judges pictures; None blocks them.
         block_mode: "error" answers a blocked request with HTTP 400, "refusal" with a completion that refuses.
         category: where a harmful verdict is shown among the categories of `/v1/moderations`.
         expose_scores: put scores and witnesses into answers; they help whoever tunes an attack.
@@ -228,6 +256,7 @@ class Config(Section):
     """
 
     certifier: Certifying = Certifying()
+    images: Picturing | None = None
     policy: Choices = Choices()
     upstream: UpstreamSection = UpstreamSection()
     limits: Limits = Limits()

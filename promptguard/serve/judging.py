@@ -11,10 +11,11 @@ from typing import Any
 from starlette.responses import Response
 
 from promptguard.errors import InvalidRequest
-from promptguard.guard.chat_request import ChatRequest, read_request
+from promptguard.guard.chat_request import ChatRequest, read_apart, read_request
 from promptguard.guard.strict_json import parse
-from promptguard.serve.answers import ApiError, json_response, moderation
-from promptguard.serve.call import Call, Judged
+from promptguard.serve.answers import json_response, moderation
+from promptguard.serve.call import Call
+from promptguard.serve.config import Limits
 
 _ROUTINE = frozenset({"litellm_call_id", "litellm_trace_id", "litellm_version", "request_headers", "request_data"})
 
@@ -25,25 +26,26 @@ async def moderations(call: Call) -> Response:
     What cannot be checked is flagged. Under the key `promptguard` a result has the decision and its certificate.
     """
     content = await call.body()
-    depth = call.state.config.limits.depth
-    inputs = await call.while_there(call.run(lambda _ticket: _inputs(content, depth)))
-    if len(inputs) > (most := call.state.config.limits.messages):
-        raise ApiError(400, f"more than {most} inputs", "invalid_request")
-    decisions = await call.judge_all(inputs)
-    results = [moderation(one, call.state.config) | {"promptguard": call.about(one)} for one in decisions]
+    limits = call.state.config.limits
+    judged = await call.judge(lambda: (_inputs(content, limits), None))
+    results = [moderation(one, call.state.config) | {"promptguard": call.about(one)} for one in judged.decisions]
     return json_response({"id": f"modr-{call.id}", "model": call.state.config.model, "results": results})
 
 
-def _inputs(content: bytes, depth: int) -> list[ChatRequest]:
-    value = _object(content, depth)
-    given = value.get("input")
-    if isinstance(given, list) and given and all(isinstance(item, str) for item in given):
-        return [read_request({"input": item}) for item in given]
+def _inputs(content: bytes, limits: Limits) -> list[ChatRequest]:
+    """A request for each text of a list, which are judged apart, or one for all parts.
+
+    Raises:
+        InvalidRequest: there is no input, too much of it, or something else.
+    """
+    given = _object(content, limits.depth).get("input")
     if not isinstance(given, str | list) or not given:
         raise InvalidRequest("input must be a text, a list of texts or a list of parts")
-    parts = given if isinstance(given, list) else [given]
-    whole = {"role": "user", "content": parts} if isinstance(given, list) else {"role": "user", "content": given}
-    return [ChatRequest((whole,), ())]
+    if len(given) > limits.messages and isinstance(given, list):
+        raise InvalidRequest(f"more than {limits.messages} inputs")
+    if isinstance(given, str) or all(isinstance(item, str) for item in given):
+        return read_apart({"input": given})
+    return [ChatRequest(({"role": "user", "content": given},), ())]
 
 
 async def certify(call: Call) -> Response:
@@ -51,15 +53,15 @@ async def certify(call: Call) -> Response:
     content = await call.body()
     depth = call.state.config.limits.depth
 
-    def read() -> tuple[ChatRequest, None]:
+    def read() -> tuple[list[ChatRequest], None]:
         value = _object(content, depth)
         if set(value) == {"text"} and isinstance(value["text"], str):
-            return ChatRequest(({"role": "user", "content": value["text"]},), ()), None
+            return [ChatRequest(({"role": "user", "content": value["text"]},), ())], None
         if set(value) == {"messages"}:
-            return read_request(value), None
+            return [read_request(value)], None
         raise InvalidRequest("send text or messages, and nothing else")
 
-    judged: Judged[None] = await call.judge(read)
+    judged = await call.judge(read)
     meanings = [certificate.sentence() for certificate in judged.decision.certificates]
     return json_response(call.about(judged.decision) | {"meaning": meanings})
 
@@ -68,7 +70,7 @@ async def litellm(call: Call) -> Response:
     """`POST /beta/litellm_basic_guardrail_api`: NONE or BLOCKED; images cannot be checked, so they block."""
     content = await call.body()
     depth = call.state.config.limits.depth
-    judged: Judged[None] = await call.judge(lambda: (_guardrail(_object(content, depth)), None))
+    judged = await call.judge(lambda: ([_guardrail(_object(content, depth))], None))
     if judged.decision.allowed:
         return json_response({"action": "NONE"})
     return json_response({"action": "BLOCKED", "blocked_reason": call.state.config.policy.refusal})

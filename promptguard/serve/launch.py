@@ -7,9 +7,12 @@ import gc
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
+import threading
+import time
 from contextlib import ExitStack
 
 import uvicorn
@@ -24,6 +27,10 @@ __all__ = ["CONFIG_VARIABLE", "LaunchError", "describe", "launch"]
 _log = logging.getLogger("promptguard.serve")
 _BACKLOG = 2048
 _TURN = 0.0005  # seconds that a thread computes before another one gets its turn
+_NEVER = 2**31 - 1
+_MINUTE = 60.0
+_PATIENCE = 10
+_MANY = 200_000  # objects; they take some 20 ms
 _SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -43,7 +50,8 @@ def describe() -> str:
     state = State.of(config)
     asyncio.run(state.close(0))
     upstream = config.upstream.url or "no upstream"
-    return f"configuration ok: filter {config.certifier.filter}, {upstream}, {_address(config.server)}"
+    images = f"images {config.images.filter}, " if config.images else ""
+    return f"configuration ok: filter {config.certifier.filter}, {images}{upstream}, {_address(config.server)}"
 
 
 def launch() -> None:
@@ -67,11 +75,34 @@ def stay_responsive() -> None:
     """Keep the event loop from waiting, once everything is loaded: for a process that does nothing but serve.
 
     With a model and its libraries loaded, a full garbage collection takes a third of a second, in which nothing is
-    answered; what is there now is left out of it. And threads that check texts take turns more often than by default.
+    answered; what is there now is left out of it. With a large answer of a model it takes as long, so full collections
+    are not made whenever they are due, but once a minute if there is little to look at. And threads that check texts
+    take turns more often than by default.
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*gc.get_threshold()[:2], _NEVER)
+    threading.Thread(target=_tidy_up, name="promptguard-tidy", daemon=True).start()
     sys.setswitchinterval(_TURN)
+
+
+def _tidy_up() -> None:
+    skipped = 0
+    while True:
+        time.sleep(_MINUTE)
+        skipped = 0 if _tidy(skipped) else skipped + 1
+
+
+def _tidy(skipped: int) -> bool:
+    """Collect what nothing needs any more, unless there is so much now that it would take long.
+
+    Args:
+        skipped: how often it was put off; there is an end to that.
+    """
+    if skipped < _PATIENCE and len(gc.get_objects(2)) > _MANY:
+        return False
+    gc.collect()
+    return True
 
 
 def _serve(config: Config, listening: socket.socket) -> None:
@@ -98,7 +129,21 @@ def _serve(config: Config, listening: socket.socket) -> None:
         uvicorn.Server(settings).run(sockets=[listening])
     else:
         del app  # it was loaded to see that it can be; each worker loads its own
-        Multiprocess(settings, sockets=[listening]).run()
+        _Workers(settings, sockets=[listening]).run()
+
+
+class _Workers(Multiprocess):
+    """Processes that load the configuration again by themselves, as a single one does.
+
+    Uvicorn's own answer to SIGHUP is to start another process for each and to end the old one. The new one finds no
+    audit file that is free and has five seconds to load its filters; the old one ends connections that clients keep.
+    """
+
+    def handle_hup(self) -> None:
+        """Pass the signal on. A process that does not serve yet is ended by it, and another one started."""
+        for process in self.processes:
+            if process.pid is not None and process.exitcode is None:
+                os.kill(process.pid, signal.SIGHUP)
 
 
 def _listen(server: Serving) -> socket.socket:

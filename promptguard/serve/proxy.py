@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +14,13 @@ from starlette.responses import Response, StreamingResponse
 
 from promptguard.errors import InvalidRequest
 from promptguard.guard import Decision, Reason
-from promptguard.guard.chat_answer import read_answer
-from promptguard.guard.chat_request import ChatRequest, read_request
+from promptguard.guard.chat_request import ChatRequest, read_apart, read_request
 from promptguard.guard.strict_json import dump, parse
 from promptguard.serve import answers, streams
 from promptguard.serve.answers import ApiError, json_response
 from promptguard.serve.call import Call
 from promptguard.serve.config import BlockMode, Release
+from promptguard.serve.large import dumped
 from promptguard.serve.sse import DONE, event, events
 from promptguard.serve.tracing import span
 from promptguard.serve.upstream import Upstream, passed_headers
@@ -39,14 +39,14 @@ class Shape:
         param: the field that carries the conversation, for errors.
         refusal: answers instead of the model, or None where there is no such answer.
         refusal_stream: the same as the events of a stream.
-        is_text: whether its answers hold text.
+        read: the texts of its requests, each with a decision of its own.
     """
 
     path: str
     param: str
     refusal: Callable[[str, str, str], dict[str, Any]] | None = None
     refusal_stream: _Refusals | None = None
-    is_text: bool = True
+    read: Callable[[object], Sequence[ChatRequest]] = lambda body: [read_request(body)]
 
 
 SHAPES = (
@@ -58,7 +58,7 @@ SHAPES = (
         answers.refusal_response,
         lambda *about: [{"type": "response.incomplete", "response": answers.refusal_response(*about)}],
     ),
-    Shape("embeddings", "input", is_text=False),
+    Shape("embeddings", "input", read=read_apart),
 )
 
 
@@ -88,7 +88,7 @@ def handler(shape: Shape) -> Callable[[Call], Awaitable[Response]]:
             raise ApiError(501, "no upstream is configured: this server only judges texts", "no_upstream")
         content = await call.body()
         depth = call.state.config.limits.depth
-        judged = await call.judge(lambda: _read(content, depth))
+        judged = await call.judge(lambda: _read(content, depth, shape))
         asked, decision = judged.value, judged.decision
         if not decision.allowed or (asked.wish.blocks_input and decision.reason is not Reason.ALLOWED):
             return _blocked(call, shape, asked, decision, shape.param)
@@ -97,9 +97,9 @@ def handler(shape: Shape) -> Callable[[Call], Awaitable[Response]]:
     return handle
 
 
-def _read(content: bytes, depth: int) -> tuple[ChatRequest, Asked]:
+def _read(content: bytes, depth: int, shape: Shape) -> tuple[Sequence[ChatRequest], Asked]:
     value = parse(content, max_depth=depth)
-    texts = read_request(value)
+    texts = shape.read(value)
     wish = Wish.of(value.get("moderation"))
     is_stream = value.get("stream", False)
     if not isinstance(is_stream, bool | None):
@@ -140,7 +140,7 @@ class _Exchange:
 
     @property
     def is_checked(self) -> bool:
-        return self.shape.is_text and (self.call.state.config.output.check or self.asked.wish.is_asked)
+        return self.call.state.config.output.check or self.asked.wish.is_asked
 
     async def response(self) -> Response:
         stack = AsyncExitStack()
@@ -177,25 +177,25 @@ class _Exchange:
         return await stack.enter_async_context(sending)
 
     async def _whole(self, received: httpx2.Response) -> Response:
-        value = await self._in_time(self.upstream.json(received))
-        if not self.is_checked:
-            return json_response(value, headers=passed_headers(received))
-        decision = await self._judge([value])
-        if decision is not None and self._is_blocked(decision):
-            return self._refused(decision)
-        if self.asked.wish.is_asked:
-            value["moderation"] = self._moderation(decision)
-        return json_response(value, headers=passed_headers(received))
+        value, size = await self._in_time(self.upstream.json(received))
+        if self.is_checked:
+            decision = await self._judged([value])
+            if decision is not None and self._is_blocked(decision):
+                return self._refused(decision)
+            if self.asked.wish.is_asked:
+                value["moderation"] = self._moderation(decision)
+        body = await dumped(value, size)
+        return Response(body, headers=passed_headers(received), media_type="application/json")
 
     async def _buffered(self, received: httpx2.Response) -> Response:
         values = await self._in_time(streams.collected(events(self.upstream.chunks(received))))
-        decision = await self._judge(values)
+        decision = await self._judged(values)
         if decision is not None and self._is_blocked(decision):
             return self._refused(decision)
         if self.asked.wish.is_asked and values:
             about = {key: values[-1][key] for key in ("id", "object", "created", "model") if key in values[-1]}
             values = [*values, about | {"choices": [], "moderation": self._moderation(decision)}]
-        body = b"".join(map(event, values)) + DONE
+        body = await asyncio.to_thread(lambda: b"".join(map(event, values)) + DONE)
         return Response(body, headers=passed_headers(received), media_type=EVENT_STREAM)
 
     async def _in_time(self, work: Any) -> Any:
@@ -207,12 +207,8 @@ class _Exchange:
         except InvalidRequest:
             raise ApiError(502, "the upstream's answer is not what the API says", "upstream_error") from None
 
-    async def _judge(self, values: list[dict[str, Any]]) -> Decision | None:
-        """About the answer; None if it says nothing."""
-        messages = read_answer(values)
-        if not messages:
-            return None
-        return await self.call.while_there(self.call.judge_output(ChatRequest(messages, ())))
+    async def _judged(self, values: Sequence[Any]) -> Decision | None:
+        return await self.call.while_there(self.call.judge_output(values))
 
     def _is_blocked(self, decision: Decision) -> bool:
         if self.call.state.config.output.check and not decision.allowed:

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from promptguard.errors import InvalidRequest
-from promptguard.guard.strict_json import dump, parse
+from promptguard.guard.strict_json import dump
+from promptguard.serve.large import parsed
 
 DONE = b"data: [DONE]\n\n"
-_DEPTH = 100
 _LINE = re.compile(rb"\r\n|\n|\r(?=.)", re.DOTALL)  # the line feed behind a last \\r may be in the next chunk
 _NAME = re.compile(r"[a-z_.]{1,64}")
 
@@ -36,7 +36,7 @@ async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
             data = []
             if body.strip() == b"[DONE]":
                 return
-            value = parse(body, max_depth=_DEPTH)
+            value = await parsed(body)
             if not isinstance(value, dict):
                 raise InvalidRequest("an event is not a JSON object")
             yield value
@@ -50,10 +50,16 @@ def event(value: dict[str, Any]) -> bytes:
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    rest = b""
+    rest: list[bytes] = []  # of one line, which may be as long as the answer
     async for chunk in chunks:
-        *lines, rest = _LINE.split(rest + chunk)
+        begun = rest.pop() if rest and rest[-1] == b"\r" else b""
+        first, *lines = _LINE.split(begun + chunk)
+        rest.append(first)
         for line in lines:
-            yield line
-    yield rest.removesuffix(b"\r")
+            yield b"".join(rest)
+            rest = [line]
+        # Kept apart: whether it ends the line alone or with a line feed is told by the next chunk.
+        if rest[-1].endswith(b"\r"):
+            rest[-1:] = [rest[-1][:-1], b"\r"]
+    yield b"".join(rest).removesuffix(b"\r")
     yield b""

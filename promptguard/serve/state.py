@@ -6,18 +6,22 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import httpx2
 
-from promptguard.errors import PromptGuardError
+from promptguard.errors import MissingDependency, PromptGuardError
 from promptguard.guard import Policy
 from promptguard.serve.buckets import Buckets
 from promptguard.serve.certifier import build, close
 from promptguard.serve.checks import Checker
-from promptguard.serve.config import Config
+from promptguard.serve.config import Config, Picturing
 from promptguard.serve.keys import Keys
 from promptguard.serve.pool import Pool
 from promptguard.serve.upstream import Upstream
+
+if TYPE_CHECKING:
+    from promptguard.serve.pictures import PricedPictures
 
 
 @dataclass(slots=True, eq=False)
@@ -54,10 +58,11 @@ class State:
         policy: Policy = config.policy.policy()
         upstream = Upstream(config.upstream, transport) if config.upstream.url else None
         seconds = config.limits.seconds
-        requests = Checker(build(config.certifier, config.batching, seconds), policy, config.limits)
+        images = _pictures(config.images) if config.images else None
+        requests = Checker(build(config.certifier, config.batching, seconds), policy, config.limits, images)
         outputs = requests
         if config.output.certifier is not None:
-            outputs = Checker(build(config.output.certifier, config.batching, seconds), policy, config.limits)
+            outputs = Checker(build(config.output.certifier, config.batching, seconds), policy, config.limits, images)
         pool = Pool(config.limits.threads, config.limits.queue)
         return cls(config, requests, outputs, pool, upstream, Keys(config.keys))
 
@@ -71,6 +76,14 @@ class State:
             await asyncio.to_thread(close, checker.certifier)
         if self.upstream:
             await self.upstream.close()
+
+
+def _pictures(section: Picturing) -> PricedPictures:
+    try:
+        from promptguard.serve.pictures import load  # noqa: PLC0415 - the extra is needed with this section only
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"images need {error.name}: pip install 'certified-promptguard[images]'") from None
+    return load(section)
 
 
 class Holder:

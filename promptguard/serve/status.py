@@ -22,7 +22,7 @@ async def models(call: Call) -> Response:
     if upstream is None:
         return json_response({"object": "list", "data": [own]})
     async with upstream.send("GET", "models", None, call.request.headers) as received:
-        value = await upstream.json(received)
+        value, _ = await upstream.json(received)
     data = value.get("data")
     found = [_model(item) for item in data if isinstance(item, dict)] if isinstance(data, list) else []
     return json_response({"object": "list", "data": [*(item for item in found if item), own]})

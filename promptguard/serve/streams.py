@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
 from promptguard.errors import InvalidRequest
-from promptguard.guard.chat_answer import read_answer
-from promptguard.guard.chat_request import ChatRequest
 from promptguard.guard.strict_json import dump
 from promptguard.serve import answers
 from promptguard.serve.answers import ApiError
@@ -61,22 +60,21 @@ async def windowed(call: Call, values: AsyncIterator[dict[str, Any]]) -> AsyncIt
     async for value in values:
         held.append(value)
         window.add(value)
-        for index, texts in window.due():
-            await _allow(call, texts)
-            if text := window.release(index):
-                yield event(_piece(value, index, text))
-    messages = read_answer(held)
-    if messages:
-        await _allow(call, ChatRequest(messages, ()))
+        for index, text in window.due():
+            await _allow(call, [{"content": text}])
+            if released := window.release(index):
+                yield event(_piece(value, index, released))
+    await _allow(call, held)
     seen: dict[int, int] = {}
     for value in held:
         yield event(window.rest(value, seen))
+        await asyncio.sleep(0)  # there may be a hundred thousand of them, and a client as fast as they are
     yield DONE
 
 
-async def _allow(call: Call, texts: ChatRequest) -> None:
-    decision = await call.judge_output(texts)
-    if not decision.allowed:
+async def _allow(call: Call, values: Sequence[Any]) -> None:
+    decision = await call.judge_output(values)
+    if decision is not None and not decision.allowed:
         call.decision = decision
         raise answers.blocked(decision, call.summary(decision), param=None)
 

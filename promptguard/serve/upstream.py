@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -12,14 +11,12 @@ from typing import Any
 import httpx2
 
 from promptguard.errors import InvalidArgument, InvalidRequest
-from promptguard.guard.strict_json import parse
 from promptguard.serve.answers import ApiError
 from promptguard.serve.config import UpstreamSection
+from promptguard.serve.large import parsed
 
 _PASSED = re.compile(r"retry-after|x-ratelimit-[a-z-]{1,40}|openai-processing-ms|openai-version")
 _REFUSED = frozenset({400, 404, 405, 409, 413, 422})
-_DEPTH = 100
-_LARGE = 262_144
 
 
 class Upstream:
@@ -94,26 +91,20 @@ class Upstream:
                     raise ApiError(502, "the upstream's answer is over the limit", "upstream_error")
                 yield chunk
 
-    async def json(self, response: httpx2.Response) -> dict[str, Any]:
-        """The body as a JSON object.
+    async def json(self, response: httpx2.Response) -> tuple[dict[str, Any], int]:
+        """The body as a JSON object, and its bytes.
 
         Raises:
             ApiError: 502, it is none.
         """
         content = b"".join([chunk async for chunk in self.chunks(response)])
         try:
-            # Large answers would hold up every other request, and the probes.
-            large = len(content) > _LARGE
-            value = await asyncio.to_thread(_parsed, content) if large else _parsed(content)
+            value = await parsed(content)
         except InvalidRequest:
             value = None
         if not isinstance(value, dict):
             raise ApiError(502, "the upstream's answer is not a JSON object", "upstream_error")
-        return value
-
-
-def _parsed(content: bytes) -> Any:
-    return parse(content, max_depth=_DEPTH)
+        return value, len(content)
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from promptguard.guard.chat_request import ChatRequest
 from promptguard.serve.config import Streaming
 
 
@@ -48,14 +47,12 @@ class Window:
             if isinstance(content, str):
                 self._choices.setdefault(index, _Choice()).text += content
 
-    def due(self) -> list[tuple[int, ChatRequest]]:
+    def due(self) -> list[tuple[int, str]]:
         """The choices with enough new text, and what is to be checked of each."""
         found = []
         for index, state in self._choices.items():
             if len(state.text) - max(state.checked, self.settings.hold_back) >= self.settings.stride:
-                start = max(0, state.released - self.settings.hold_back)
-                message = {"role": "assistant", "content": state.text[start:]}
-                found.append((index, ChatRequest((message,), ())))
+                found.append((index, state.text[max(0, state.released - self.settings.hold_back) :]))
                 state.checked = len(state.text)
         return found
 

@@ -2,10 +2,14 @@
 
     python tests/integrations/run.py [pytest arguments]
 
-litellm[proxy], nemoguardrails and gradio want openai 2 and huggingface-hub 1, where the main environment has openai 3
-and huggingface-hub 2. The environment is `.venv-integrations` beside the main one; it is built again when
-`requirements.txt` changes. Whatever it lacks (torch, for one) is taken from the interpreter that runs this script, by a
-line in a `.pth` file: its own packages come first.
+litellm[proxy], nemoguardrails, gradio and garak want openai 2 and huggingface-hub 1, where the main environment has
+openai 3 and huggingface-hub 2. Among each other they agree, so they share one environment, `.venv-integrations` beside
+the main one; it is built again when `requirements.txt` changes, in about two minutes. That file is what
+`uv pip compile` makes of those four, pytest and pytest-asyncio, less torch and what only torch needs: whatever the
+environment lacks is taken from the interpreter that runs this script, by a line in a `.pth` file; its own packages
+come first.
+
+LiteLLM's proxy and garak run as processes of their own, against `promptguard serve` as a process of its own.
 """
 
 from __future__ import annotations
@@ -21,9 +25,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / ".venv-integrations"
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
-TESTS = ["openai", "asgi", "litellm", "nemo", "gradio"]
-# Neither phones home, asks a registry for models, nor fetches a list of prices.
-QUIET = {"DO_NOT_TRACK": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "GRADIO_ANALYTICS_ENABLED": "False"}
+TESTS = [
+    *(f"middleware_{name}" for name in ("openai", "asgi", "litellm", "nemo", "gradio")),
+    "litellm_server",
+    "garak",
+]
+# None phones home, asks a registry for models, nor fetches a list of prices.
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_OFFLINE": "1",
+}
 
 
 def build() -> Path:
@@ -42,7 +55,7 @@ def build() -> Path:
 
 def main(arguments: list[str]) -> int:
     """Run the tests; returns pytest's exit status."""
-    tests = [f"tests/test_middleware_{name}.py" for name in TESTS]
+    tests = [f"tests/test_{name}.py" for name in TESTS]
     # Their warnings are not ours to mend.
     command = [str(build()), "-m", "pytest", "-W", "default", *tests, *arguments]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **QUIET}, check=False).returncode
