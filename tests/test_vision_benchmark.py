@@ -157,7 +157,9 @@ def test_the_committed_rows_of_a_layer_are_at_or_above_the_reference(lipschitz: 
     assert all(tuple(row["loss"]) == lipschitz.LOSSES[0] for row in rows)
     for at, wanted in enumerate(lipschitz.PUBLISHED[name][:4]):
         assert sum(100 * row["counts"][at] / row["inputs"] for row in rows) / 5 >= wanted
-    assert sorted(row["ratio"][1] for row in rows)[2] <= 1.25
+    costs = [row for row in committed("lipschitz-costs.jsonl") if row["label"] == name]
+    assert sorted(row["seed"] for row in costs) == list(range(5))
+    assert sorted(row["ratio"][1] for row in costs)[2] <= 1.25
 
 
 def test_the_loss_that_is_used_is_the_best_of_those_compared(lipschitz: Any) -> None:
