@@ -131,37 +131,65 @@ def test_one_caller_alone_never_waits() -> None:
     assert time.monotonic() - start < PATIENCE / 2
 
 
-def test_threads_that_called_lately_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two threads in step: after the first round their calls arrive apart, and still become one."""
-    monkeypatch.setattr(desk_module, "_LATELY", PATIENCE)
-    gate = opened()
-    filter_ = shared(gate, max_wait=0.5)
-    barrier = threading.Barrier(2)
-
-    def ask(delay: float) -> None:
-        for _ in range(3):
-            barrier.wait(PATIENCE)
-            time.sleep(delay)
-            filter_(["a"])
-
-    late = threading.Thread(target=ask, args=(0.01,))
-    late.start()
-    ask(0.0)
-    late.join(PATIENCE)
-    filter_.close()
-    assert [len(batch) for batch in gate.batches[-2:]] == [2, 2]
-
-
-def test_the_wait_ends_at_its_deadline() -> None:
-    gate = opened()
-    with shared(gate, max_wait=0.02) as filter_:
-        other = threading.Thread(target=lambda: filter_(["b"]))
-        other.start()
-        other.join()
+def test_threads_that_take_turns_never_wait_for_each_other() -> None:
+    """As those of a pool do at the requests of one client."""
+    with shared(opened(), max_wait=PATIENCE) as filter_:
         start = time.monotonic()
-        filter_(["a"])
-        assert time.monotonic() - start < PATIENCE / 2
-    assert gate.batches == [["b"], ["a"]]
+        for _ in range(5):
+            turn = threading.Thread(target=filter_, args=(["a"],))
+            turn.start()
+            turn.join(PATIENCE)
+    assert time.monotonic() - start < PATIENCE / 2
+
+
+def crowd(gate: Gate, filter_: SharedFilter) -> None:
+    """Two calls at once."""
+    callers = [threading.Thread(target=filter_, args=([text],)) for text in "ab"]
+    callers[0].start()
+    assert gate.began.wait(PATIENCE)
+    callers[1].start()
+    while not filter_._desk._waiting:  # type: ignore[attr-defined]
+        time.sleep(0.001)
+    gate.open.set()
+    for caller in callers:
+        caller.join(PATIENCE)
+
+
+def test_as_many_as_were_there_at_once_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first round calls arrive apart, and still become one."""
+    monkeypatch.setattr(desk_module, "_LATELY", PATIENCE)
+    gate = Gate()
+    with shared(gate, max_wait=0.5) as filter_:
+        crowd(gate, filter_)
+        for _ in range(2):
+            first = threading.Thread(target=filter_, args=(["c"],))
+            first.start()
+            time.sleep(0.01)
+            filter_(["d"])
+            first.join(PATIENCE)
+    assert gate.batches == [["a"], ["b"], ["c", "d"], ["c", "d"]]
+
+
+def test_the_wait_ends_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk_module, "_LATELY", PATIENCE)
+    gate = Gate()
+    with shared(gate, max_wait=0.02) as filter_:
+        crowd(gate, filter_)
+        start = time.monotonic()
+        filter_(["c"])
+        assert 0.02 <= time.monotonic() - start < PATIENCE / 2
+    assert gate.batches == [["a"], ["b"], ["c"]]
+
+
+def test_a_crowd_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk_module, "_LATELY", 0.01)
+    gate = Gate()
+    with shared(gate, max_wait=2.0) as filter_:
+        crowd(gate, filter_)
+        time.sleep(0.02)
+        start = time.monotonic()
+        filter_(["c"])
+        assert time.monotonic() - start < 1.5
 
 
 # Faults

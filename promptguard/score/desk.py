@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from promptguard.errors import FilterError
 
-_LATELY = 0.05  # seconds since its last answer for which a thread is expected to call again
+_LATELY = 0.05  # seconds for which as many calls are expected as were there at once
 
 
 @dataclass(slots=True, eq=False)
@@ -25,14 +25,12 @@ class Call:
         work: what is called with the columns.
         columns: lists of one length, one element per text; or any arguments, if the call stands alone.
         merges: the result is a list with one element per text, and texts of other calls may be among them.
-        caller: the thread.
         answer: the result.
     """
 
     work: Callable[..., Any]
     columns: tuple[Any, ...]
     merges: bool = True
-    caller: int = field(default_factory=threading.get_ident)
     answer: Future[Any] = field(default_factory=Future)
 
     @classmethod
@@ -71,7 +69,7 @@ class Desk:
         self._process = os.getpid()
         self._changed = threading.Condition()
         self._waiting: deque[Call] = deque()
-        self._served: dict[int, float] = {}  # when each thread was answered last
+        self._crowds: deque[tuple[float, int]] = deque()  # when, and how many calls were there at once
         self._thread: threading.Thread | None = None
 
     def _open_in_a_child(self) -> None:
@@ -121,11 +119,16 @@ class Desk:
             return self._take()
 
     def _is_complete(self) -> bool:
-        """Everybody who may be expected is here, or there is enough to do."""
+        """As many are here as were at once lately, or there is enough to do.
+
+        Threads are no clients: those of a pool take turns at the requests of one client, and none waits for the others.
+        """
         since = time.monotonic() - _LATELY
-        self._served = {caller: when for caller, when in self._served.items() if when > since}
-        here = {call.caller for call in self._waiting}
-        return self._closed or here >= self._served.keys() or sum(c.size for c in self._waiting) >= self._max_texts
+        while self._crowds and self._crowds[0][0] < since:
+            self._crowds.popleft()
+        expected = max((count for _, count in self._crowds), default=1)
+        texts = sum(call.size for call in self._waiting)
+        return self._closed or len(self._waiting) >= expected or texts >= self._max_texts
 
     def _take(self) -> list[Call]:
         """The first call, and those like it that fit beside it."""
@@ -142,10 +145,9 @@ class Desk:
         return chosen
 
     def note_served(self, calls: Sequence[Call]) -> None:
-        """Their threads may call again soon."""
-        now = time.monotonic()
+        """They were there at once, with those that wait now."""
         with self._changed:
-            self._served |= {call.caller: now for call in calls}
+            self._crowds.append((time.monotonic(), len(calls) + len(self._waiting)))
 
 
 def _serve(desk: Desk) -> None:

@@ -76,8 +76,8 @@ class SharedFilter(Filter, Protocol):
 def shared(filter_: Filter, *, max_wait: float = MAX_WAIT, max_texts: int = MAX_TEXTS) -> SharedFilter:
     """A filter for use from many threads, whose calls are merged.
 
-    When the thread is free and a call is there, it waits for others up to `max_wait`, and no longer than until every
-    thread that was answered lately has called again: a caller that is alone never waits. Calls are taken in order.
+    When the thread is free and a call is there, it waits for others up to `max_wait`, and no longer than until as many
+    are there as were at once lately: a caller that is alone never waits. Calls are taken in order.
     When a merged call fails, its calls run one by one, so each caller gets its own result or its own error. A call that
     was cancelled, or whose thread was interrupted while it waited, is dropped. After a fork the child starts a thread
     of its own. The thread ends with `close`, at the end of a `with` block, or when nothing refers to the filter any
