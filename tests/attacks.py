@@ -86,6 +86,9 @@ def attacks(threat: Threat, prompt: Sequence[str], alphabet: Sequence[str], cap:
 def attacked(draw: st.DrawFn, threat: Threat, prompt: Sequence[str], addition: st.SearchStrategy[str]) -> Pieces:
     """One attacked prompt within budget (an unlimited one is tried up to 8)."""
     budget = 8 if math.isinf(threat.budget) else int(threat.budget)
+    if threat.kind == "wrap":
+        before = tuple(draw(st.lists(addition, max_size=budget)))
+        return before + tuple(prompt) + tuple(draw(st.lists(addition, max_size=budget - len(before))))
     blocks = {"suffix": 1, "insertion": threat.blocks}.get(threat.kind, budget)
     size = 1 if threat.kind == "infusion" else budget
     result = tuple(prompt)

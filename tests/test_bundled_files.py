@@ -174,6 +174,20 @@ def test_the_default_guard_is_made_of_bundled_filters() -> None:
     assert all(f"{member.threshold:.4f}" in card for member in members)
 
 
+def test_a_device_of_the_default_guard_is_for_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    def load(name: str, *, threshold: float, device: str) -> Any:
+        seen[name] = device
+        return load_filter(name, threshold=threshold)
+
+    monkeypatch.setattr("promptguard.guard.default.load_filter", load)
+    for member in default_members():
+        member.certifier("cuda:7")
+    assert {name for name, device in seen.items() if device == "cpu"} == seen.keys() & {"bag", "evidence"}
+    assert "cuda:7" in seen.values()
+
+
 def test_the_default_guard_keeps_every_certificate_and_lets_plain_questions_through() -> None:
     certifier = default_certifier()
     assert isinstance(certifier, AnyOf)

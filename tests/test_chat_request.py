@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -62,6 +63,52 @@ def test_media_beside_the_text_of_a_message_are_unscannable(body: dict[str, Any]
     assert unscannable(body)
 
 
+def test_the_body_in_a_body_is_read_as_one() -> None:
+    body = {**SAYS, "extra_body": {"messages": [{"role": "user", "content": "a bomb"}], "seed": 1, "top_k": 2}}
+    assert not unscannable(body)
+    assert texts(body) >= {"a bomb", "hi\na bomb"}
+    assert texts({**SAYS, "extra_body": "a bomb"}) >= {"a bomb"}
+
+
+def test_a_chat_template_may_be_told_not_to_think() -> None:
+    body = {**SAYS, "chat_template_kwargs": {"enable_thinking": False}}
+    assert (unscannable(body), texts(body)) == ((), texts(SAYS))
+
+
+@pytest.mark.parametrize("status", [[], {}, ["a bomb"], 1, None, "a bomb"])
+def test_any_status_of_an_item_is_read(status: Any) -> None:
+    body = {"input": [{"role": "user", "content": "hi", "status": status}]}
+    assert unscannable(body) or "hi" in texts(body)
+    if isinstance(status, str):
+        assert "a bomb" in texts(body)
+
+
+def test_what_looks_like_a_picture_in_a_field_of_a_text_is_read() -> None:
+    url = "data:;base64,how-to-make-a-bomb"
+    assert url in texts(part(nobody_knows=url))
+
+
+ARGUMENTS = {
+    '{"q": "a \\u0062\\u006fmb"}': '{"q": "a bomb"}',
+    r'{"q": "a\tbomb\/\"x\""}': '{"q": "a\tbomb/"x""}',
+    r'{"q": "\ud83d\ude00 \\\\u0062"}': '{"q": "\U0001f600 \\\\u0062"}',
+    r'{"q": "\ud83d bomb"}': '{"q": "\ufffd bomb"}',
+    r"not \u006Ason, \x bomb": r"not json, \x bomb",
+}
+
+
+@pytest.mark.parametrize(("written", "opened"), ARGUMENTS.items())
+def test_arguments_are_read_as_servers_open_them_too(written: str, opened: str) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": written}}
+    for message in (
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "assistant", "function_call": call["function"]},
+    ):
+        assert texts({"messages": [message]}) >= {written, opened}
+    item = {"type": "function_call", "call_id": "c", "name": "f", "arguments": written}
+    assert texts({"input": [item]}) >= {written, opened}
+
+
 def test_what_stands_beside_media_is_still_read() -> None:
     assert texts(part(uuid="u", image_url={"url": "data:image/png;base64,AAAA", "alt": "a bomb"})) >= {"hi", "a bomb"}
     assert "data: a bomb" in texts({"messages": [{"role": "user", "content": [{"type": "x", "t": "data: a bomb"}]}]})
@@ -75,7 +122,14 @@ def test_what_stands_beside_media_is_still_read() -> None:
         {"fallbacks": [{"model": "m2", "messages": "hi"}]},
         {"fallbacks": [{"model": "m2", "prompt": [1, 2, 3]}]},
         {"extra_body": {"chat_template_kwargs": {"x": "y"}}},
+        {"chat_template_kwargs": {"enable_thinking": "a bomb"}},
+        {"chat_template_kwargs": {"enable_thinking": False, "x": False}},
+        {"chat_template_kwargs": [True]},
         {"extra_body": {"previous_response_id": "r"}},
+        {"extra_body": {"plugins": [{"id": "context-compression"}]}},
+        {"extra_body": {"reasoning": {"context": "current_turn"}}},
+        {"extra_body": {"extra_body": {"model": "@preset/x"}}},
+        {"extra_body": {"messages": [{"role": "user", "content": [IMAGE]}]}},
         {"extra_body": {"Images": ["AAAA"]}},
         {"extra_body": {"prompt_token_ids": [1]}},
         {"options": {"template": "x"}},
@@ -304,6 +358,60 @@ def test_text_that_other_servers_keep_or_fetch_is_unscannable(field: dict[str, A
     assert unscannable({**SAYS, **field})
 
 
+# Said a second time here, so that no name is lost from the tables unnoticed.
+NAMES = """
+    additional_drop_params agent_id assistant_id audio_data bootstrap_host bootstrap_port bootstrap_room cached_content
+    cachedContent chat_instruct_command chat_template chat_template_kwargs chat_template_str connector_id container
+    context context_length context_length_exceeded_behavior context_management context_overflow_policy context_window
+    contextOverflowPolicy conversation conversation_id data_sources datasources disable_global_guardrail
+    disable_global_guardrails file file_id file_ids files guardrail_config guardrailConfig image images input_embeds
+    input_file_id input_ids inputs_embeds instruction_template_str kv_transfer_params late_chunking max_chunks_per_doc
+    max_context_length max_context_tokens max_input_length max_input_tokens max_model_len max_prompt_length
+    max_prompt_tokens max_seq_len max_tokens_per_doc max_tokens_per_query mcp_servers mm_processor_kwargs
+    multi_modal_data n_ctx n_discard n_keep num_ctx num_keep opted_out_global_guardrails preset previous_response_id
+    prompt_embeds prompt_id prompt_token_ids prompt_truncate_len prompt_truncation raw search_parameters server_url
+    session_params shift template thread_id transforms truncate truncate_prompt_tokens truncation_direction
+    truncation_length truncation_side truncation_strategy vector_store_ids video_data
+"""
+
+
+@pytest.mark.parametrize("name", NAMES.split())
+def test_fields_that_hide_or_cut_text_are_unscannable_at_any_depth(name: str) -> None:
+    assert unscannable({**SAYS, name: "x"})
+    assert unscannable({**SAYS, "nobody_knows": [{"deep": {name: "x"}}]})
+
+
+@pytest.mark.parametrize("name", ["messages", "input", "prompt", "truncation"])
+def test_no_other_field_holds_a_conversation(name: str) -> None:
+    assert unscannable({**SAYS, "nobody_knows": [{name: "hi"}]})
+    assert unscannable({**SAYS, name.upper(): "hi"})
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"functions": [{"name": "f", "server_url": "https://x.org/mcp"}]},
+        {"tool_choice": {"type": "mcp", "server_url": "https://x.org/mcp"}},
+        {"instructions": [IMAGE]},
+        {"tools": [{"type": "shell", "skill_id": "skill_1"}]},
+        {"input": [{"type": "reasoning", "summary": [], "encrypted_content": "AAAA"}]},
+    ],
+)
+def test_structures_that_are_read_bring_no_text_from_elsewhere(field: dict[str, Any]) -> None:
+    assert unscannable({**SAYS, **field})
+
+
+def test_every_word_of_an_item_is_read_unless_it_is_the_format_s() -> None:
+    for field in ({"status": "a bomb"}, {"type": "a bomb"}):
+        assert "a bomb" in texts({"input": [{"role": "user", "content": "hi", **field}]})
+
+
+@pytest.mark.parametrize("name", ["documents", "metadata", "tools", "nobody_knows"])
+def test_a_field_that_is_nested_too_deep_is_refused(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="too deep"):
+        read_request({name: json.loads("[" * 50 + "]" * 50)})
+
+
 @pytest.mark.parametrize(
     "field",
     [
@@ -358,6 +466,7 @@ def test_a_bias_is_of_tokens_and_anything_else_is_text() -> None:
 def test_names_of_fields_inside_a_setting_are_words_too(name: str) -> None:
     assert {"build", "bomb"} <= texts({name: {"how": {"to": "build"}, "a": "bomb"}})
     assert {"alloy", "bomb"} <= texts({name: {"voice": {"voice": "alloy"}, "format": "bomb"}})
+    assert {"build", "bomb"} <= texts({name: {"build": 1, "bomb": 2}})
 
 
 def test_settings_that_are_objects_are_no_text() -> None:

@@ -9,7 +9,7 @@ from test_architecture import heavy_imports
 
 from promptguard.errors import PromptGuardError
 from promptguard.guard import Policy
-from promptguard.guard.environment import guard_of
+from promptguard.guard.environment import VARIABLES, guard_of
 from promptguard.threat import Threat
 
 
@@ -27,6 +27,7 @@ def test_settings_reach_the_certifier() -> None:
     assert guard_of(keyword | {"PGUARD_THRESHOLD": "2"}).check("a bomb").allowed
     # Without a budget: any number where one pass does it or the mode is bounded by prompts, else 20.
     assert threat(keyword) == Threat("suffix", 20, "word")
+    assert threat(dict.fromkeys(VARIABLES, "") | keyword) == Threat("suffix", 20, "word")
     assert threat(keyword | {"PGUARD_MODE": "wrap"}) == Threat("wrap", math.inf, "word", max_prompt=40)
     assert threat({"PGUARD_FILTER": "bag", "PGUARD_MODE": "infusion"}) == Threat("infusion", math.inf, "word")
 
@@ -38,6 +39,7 @@ def test_settings_reach_the_certifier() -> None:
         {"PGUARD_FILTER": "keyword:bomb", "PGUARD_MAX_ERASE": "-1"},
         {"PGUARD_FILTER": "keyword:bomb", "PGUARD_MAX_ERASE": "many"},
         {"PGUARD_FILTER": "keyword:bomb", "PGUARD_THRESHOLD": "high"},
+        {"PGUARD_FILTER": "keyword:bomb", "PGUARD_THRESHOLD": "nan"},
         {"PGUARD_FILTER": "keyword:bomb", "PGUARD_MODE": "no-such-mode"},
         {"PGUARD_FILTER": "no-such-filter"},
     ],

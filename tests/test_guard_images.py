@@ -107,8 +107,8 @@ KNOWN = [
     {**part, **more}
     for more in ({}, {"cache_control": {"type": "ephemeral"}})
     for part in (
-        chat_part(DOT), *(chat_part(DOT, detail=word) for word in ("auto", "low", "high")),
-        input_part(DOT), *(input_part(DOT, detail=word) for word in ("auto", "low", "high")),
+        chat_part(DOT), *(chat_part(DOT, detail=word) for word in ("auto", "low", "high", "original")),
+        input_part(DOT), *(input_part(DOT, detail=word) for word in ("auto", "low", "high", "original")),
     )
 ]  # fmt: skip
 
@@ -152,7 +152,6 @@ OTHER = [
     {"type": "image_url", "image_url": {"url": [URL]}},
     {"type": "image_url", "image_url": {"url": None}},
     {"type": "image_url", "image_url": {"url": URL, "format": "image/png"}},
-    {"type": "image_url", "image_url": {"url": URL, "detail": "original"}},
     {"type": "image_url", "image_url": {"url": URL, "detail": ["low"]}},
     {"type": "image_url", "image_url": {"url": URL, "detail": None}},
     {"type": "image_url", "image_url": {"url": URL}, "detail": "low"},
@@ -165,7 +164,6 @@ OTHER = [
     {"type": "input_image", "image_url": URL, "file_id": "file-1"},
     {"type": "input_image", "file_id": "file-1"},
     {"type": "input_image", "image_url": None, "file_id": "file-1"},
-    {"type": "input_image", "image_url": URL, "detail": "original"},
     {"type": "image", "image_url": {"url": URL}},
     {"type": "image", "image": URL},
     {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": URL[22:]}},

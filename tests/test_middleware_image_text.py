@@ -183,6 +183,8 @@ def test_images_block_unless_the_guard_judges_them_safe(make: Any, reached: list
     assert guarded()(*args, **kwargs, **GREEDY)[0]["blocked"] is True
     assert reached == []
     assert "blocked" not in guarded(policy=lenient)(*args, **kwargs, **GREEDY)[0]
+    parts = ({"type": "text", "text": CAKE}, shown(picture(200)))
+    assert guarded(judges(), policy=lenient)([{"role": "user", "content": parts}], **GREEDY)[0]["blocked"] is True
     args, kwargs = make(picture(0))
     assert "blocked" not in guarded(judges())(*args, **kwargs, **GREEDY)[0]
     assert len(reached) == 2
@@ -243,6 +245,8 @@ def test_an_image_that_cannot_be_decoded_is_refused(reached: list[str]) -> None:
 def test_one_refused_image_among_others_blocks(reached: list[str]) -> None:
     chat = says(CAKE, shown(picture(0)), shown(picture(200)))
     assert guarded(judges())(chat, **GREEDY)[0]["blocked"] is True
+    beside = [picture(0), picture(200)]
+    assert guarded(judges())(beside, text=f"<image><image> {CAKE}", **GREEDY)[0]["blocked"] is True
     assert reached == []
 
 
@@ -251,6 +255,12 @@ def test_answers_stand_at_the_place_of_their_input(reached: list[str]) -> None:
     assert ["blocked" in answers[0] for answers in found] == [False, True, False]
     assert len(reached) == 2
     assert CANARY not in str(reached)
+
+
+def test_all_inputs_are_checked_before_any_is_generated(reached: list[str]) -> None:
+    with pytest.raises(Blocked):
+        guarded(on_block="raise")([says(CAKE), says(BOMB)], **GREEDY)
+    assert reached == []
 
 
 def test_refusals_keep_the_form_that_was_asked_for() -> None:

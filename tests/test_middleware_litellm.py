@@ -212,7 +212,9 @@ def apply(guardrail: Any, inputs: dict[str, Any], input_type: str = "request") -
     [
         {"texts": [CAKE, BOMB]},
         {"texts": ["canary-7f3a bo", "mb"], "structured_messages": [{"role": "user", "content": BOMB}]},
+        {"texts": [BOMB], "structured_messages": [{"role": "user", "content": CAKE}]},
         {"texts": [CAKE], "tools": [{"type": "function", "function": {"description": BOMB}}]},
+        {"tools": [{"type": "function", "function": {"description": BOMB}}]},
         {"texts": [], "tool_calls": [{"function": {"name": "f", "arguments": BOMB}}]},
         {"texts": [CAKE], "images": ["https://x.org/i.png"]},
         {"texts": [CAKE], "structured_messages": [{"role": "wizard", "content": CAKE}]},
@@ -348,6 +350,12 @@ def test_requests_that_cannot_be_read_are_blocked(more: dict[str, Any]) -> None:
     data = {"model": "m", "messages": [{"role": "user", "content": CAKE}], **more}
     with pytest.raises(GuardrailRaisedException):
         asyncio.run(kind.async_pre_call_hook(None, None, data, "completion"))
+
+
+def test_a_request_without_messages_is_checked() -> None:
+    kind = PGuardLiteLLMMultimodal(guard=Guard(Words()), guardrail_name="g", event_hook="pre_call")
+    with pytest.raises(GuardrailRaisedException):
+        asyncio.run(kind.async_pre_call_hook(None, None, {"model": "m", "instructions": BOMB}, "responses"))
 
 
 def test_tools_that_are_nested_too_deep_are_blocked() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,7 @@ def check_async(made: Any, messages: Any, kinds: Any = None) -> Any:
         [turn("user", [{"type": "text", "text": CAKE}, IMAGE])],
         [turn("user", [IMAGE])],
         [turn("user", BOMB), turn("assistant", "ok"), turn("user", CAKE)],
+        [turn("user", [{"type": "text", "text": CAKE}, IMAGE]), turn("assistant", "ok"), turn("user", CAKE)],
         [turn("user", CAKE), turn("assistant", BOMB), turn("user", CAKE)],
         [turn("system", BOMB), turn("user", CAKE)],
         [turn("user", "")],
@@ -85,6 +88,32 @@ def test_output() -> None:
         assert CANARY not in str(result.content)
 
 
+def test_what_another_rail_made_of_the_message_is_checked() -> None:
+    flows = "models: []\nrails: {input: {flows: [say more, promptguard check input]}}\n"
+    more = f'\ndefine subflow say more\n  $user_message = "{BOMB}"\n'
+    made = LLMRails(RailsConfig.from_content(colang_content=COLANG + more, yaml_content=flows))
+    add_guard(made, Guard(Words()))
+    assert check_sync(made, [turn("user", CAKE)], [RailType.INPUT]).status is RailStatus.BLOCKED
+
+
+def test_nothing_of_a_stream_is_sent_before_its_check() -> None:
+    async def tokens() -> AsyncIterator[str]:
+        for word in BOMB.split():
+            yield f"{word} "
+
+    async def sent() -> list[str]:
+        return [part async for part in rails().stream_async(messages=[turn("user", CAKE)], generator=tokens())]
+
+    [part] = asyncio.run(sent())
+    assert json.loads(part)["error"]["param"] == "promptguard check output"
+
+
+def test_what_cannot_be_judged_of_an_answer_blocks() -> None:
+    broken = rails(Does(RuntimeError(BOMB), word="sure"))
+    for made, answer in ((broken, "sure"), (rails(), [IMAGE]), (rails(), "")):
+        assert check_sync(made, [turn("user", CAKE), turn("assistant", answer)]).status is RailStatus.BLOCKED
+
+
 @pytest.mark.parametrize(("chunks", "kept"), [(BOMB, ""), (CAKE, CAKE), ("", "")])
 def test_retrieved_chunks_are_dropped(chunks: str, kept: str) -> None:
     # Retrieval rails run before a model is asked only; the flow itself runs as well in front.
@@ -108,6 +137,9 @@ def test_a_broken_certifier_blocks_and_tells_nothing(caplog: pytest.LogCaptureFi
 def test_the_folder_of_the_example_is_the_same_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (EXAMPLE / "promptguard.co").read_text(encoding="utf-8") == COLANG
     assert (EXAMPLE / "config.yml").read_text(encoding="utf-8").endswith(YAML)
+    configured = RailsConfig.from_path(str(EXAMPLE)).rails
+    for kind in ("input", "output", "retrieval"):
+        assert getattr(configured, kind).flows == [f"promptguard check {kind}"]
     monkeypatch.setenv("PGUARD_FILTER", "keyword:bomb")
     made = LLMRails(RailsConfig.from_path(str(EXAMPLE)))
     assert check_sync(made, [turn("user", BOMB)]).status is RailStatus.BLOCKED

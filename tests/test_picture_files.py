@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+import re
 import struct
 import time
 import zlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
@@ -103,6 +106,95 @@ def many_scans() -> bytes:
     data = file_of(SCENE, "JPEG", progressive=True)
     at = data.rindex(b"\xff\xda")
     return data[:-2] + data[at:-2] * 100 + data[-2:]
+
+
+# Pieces of crafted JPEGs: a segment or a scan each, without the marks of beginning and end.
+OTHER = scene("weapon", 1)
+SIXTEEN = [[16] * 64] * 2
+
+
+def pieces(data: bytes) -> list[bytes]:
+    starts = [match.start() for match in re.finditer(rb"\xff[\xc0-\xcf\xd9-\xfe]", data)]
+    return [data[at:end] for at, end in itertools.pairwise(starts)]
+
+
+def is_a(piece: bytes, *markers: int) -> bool:
+    return piece[1] in markers
+
+
+def joined(made: Iterable[bytes]) -> bytes:
+    return b"\xff\xd8" + b"".join(made) + b"\xff\xd9"
+
+
+def quantisation(value: int) -> bytes:
+    return b"\xff\xdb\0\x84" + b"".join(bytes([i]) + bytes([value]) * 64 for i in (0, 1))
+
+
+def scans(image: Image.Image) -> list[bytes]:
+    """Scans of the three components alone, by the codes of `apart`."""
+    made = []
+    for one, band in enumerate(image.convert("YCbCr").split(), 1):
+        (scan,) = (piece for piece in pieces(file_of(band, "JPEG")) if is_a(piece, 0xDA))
+        made.append(scan[:5] + bytes([one]) + scan[6:])
+    return made
+
+
+def apart(*made: bytes) -> bytes:
+    """A JPEG of these scans."""
+    tables = [piece for piece in pieces(file_of(SCENE.convert("L"), "JPEG")) if is_a(piece, 0xE0, 0xDB, 0xC4)]
+    frame = struct.pack(">HHBHHB", 0xFFC0, 17, 8, HEIGHT, WIDTH, 3) + bytes([1, 17, 0, 2, 17, 0, 3, 17, 0])
+    return joined([*tables, frame, *made])
+
+
+def late_table() -> bytes:
+    """A progressive JPEG of little contrast; a table behind its data gives it sixteen times as much."""
+    given = pieces(file_of(OTHER, "JPEG", progressive=True, qtables=SIXTEEN))
+    return joined([quantisation(1), *(piece for piece in given if not is_a(piece, 0xDB)), quantisation(16)])
+
+
+def too_large(progressive: bool) -> bytes:
+    """A white cross on black that is grey where coefficients have 16 bits: 64 * 8 * 128 is 65536."""
+    made = Image.new("L", (WIDTH, HEIGHT), 64)
+    made.paste(192, (8, 8, 16, 24))
+    given = pieces(file_of(made, "JPEG", qtables=[[1] * 64], progressive=progressive))
+    return joined(quantisation(128) if is_a(piece, 0xDB) else piece for piece in given)
+
+
+def restarts(order: Sequence[int], count: int = 0) -> bytes:
+    """A JPEG of one coded row and the restart markers of that order between its copies; `count` more copies."""
+    given = pieces(file_of(SCENE.convert("L"), "JPEG", restart_marker_rows=1))
+    *before, scan = given
+    head, *rows = re.split(rb"\xff[\xd0-\xd7]", scan)
+    marks = [b"\xff" + bytes([0xD0 + i]) + row for i, row in zip(order, [*rows, *rows * count], strict=False)]
+    return joined([*before, head, *marks])
+
+
+def left_out(*markers_of_scans: int) -> bytes:
+    """A progressive JPEG without some of its scans."""
+    number, made = -1, []
+    for piece in pieces(file_of(SCENE, "JPEG", progressive=True)):
+        number += is_a(piece, 0xDA)
+        if not (is_a(piece, 0xDA) and number in markers_of_scans):
+            made.append(piece)
+    return joined(made)
+
+
+def large_codes() -> bytes:
+    """A JPEG whose codes have a coefficient of twelve bits."""
+    return JPEG.replace(b"\x01\x02\x03\x00\x04\x11", b"\x01\x02\x03\x00\x04\x1c", 1)
+
+
+def ids_from_zero(data: bytes) -> bytes:
+    """A JPEG whose components are numbered from 0."""
+    made = []
+    for piece in pieces(data):
+        at = {0xC0: (10, 13, 16), 0xDA: (5, 7, 9)}.get(piece[1], ())
+        made.append(bytes(byte - (i in at) for i, byte in enumerate(piece)))
+    return joined(made)
+
+
+def without_jfif(data: bytes) -> bytes:
+    return joined(piece for piece in pieces(data) if not is_a(piece, 0xE0))
 
 
 def extra_idat() -> bytes:
@@ -207,6 +299,22 @@ REFUSED = {
     "webp cut late and closed": cut_webp(0.95),
     "webp says it is large": WEBP[:27] + bytes([WEBP[27] | 0x40]) + WEBP[28:],
     "many scans": many_scans(),
+    # Pictures that Pillow shows, and other decoders otherwise.
+    "a component twice": apart(*scans(SCENE), *scans(OTHER)),
+    "a component never": apart(*scans(SCENE)[:1]),
+    "a table between scans": apart(scans(SCENE)[0], quantisation(60), *scans(SCENE)[1:]),
+    "a table behind the scans": late_table(),
+    "bits that never come": left_out(9),
+    "coefficients that never come": left_out(2, 7),
+    "refined before it is there": left_out(0),
+    "restarts out of order": restarts([0, 0, 1]),
+    "restarts that are skipped": restarts([7, 7, 7, 0, 1, 2], 1),
+    "a restart too many": restarts([0, 1, 2, 3], 1),
+    "restarts without an interval": restarts([0, 1, 2]).replace(b"\xff\xdd\0\4\0\5", b"", 1),
+    "coefficients over 16 bits": too_large(progressive=False),
+    "progressive coefficients over 16 bits": too_large(progressive=True),
+    "codes over 8 bits": large_codes(),
+    "ids of nobody": ids_from_zero(without_jfif(JPEG)),
 }
 PASSED = {
     "png": PLAIN,
@@ -224,6 +332,9 @@ PASSED = {
     "jpeg": JPEG,
     "jpeg 444": file_of(SCENE, "JPEG", subsampling=0, quality=100),
     "jpeg grey": file_of(SCENE.convert("L"), "JPEG"),
+    "jpeg in three scans": apart(*scans(SCENE)),
+    "jpeg in order": restarts([0, 1, 2]),
+    "jpeg numbered from 0": ids_from_zero(JPEG),
     "progressive": file_of(SCENE, "JPEG", progressive=True),
     "restarts": file_of(SCENE, "JPEG", restart_marker_blocks=2),
     "progressive restarts": file_of(SCENE, "JPEG", progressive=True, restart_marker_blocks=3),
@@ -250,7 +361,8 @@ def test_what_could_be_shown_differently_is_refused(name: str) -> None:
 INSIDE = {
     "png alpha", "png almost opaque", "png grey alpha", "webp lossless alpha", "webp hidden alpha", "palette too short",
     "jpeg cut and closed", "jpeg cut late and closed", "progressive cut and closed", "restarts cut and closed",
-    "webp cut and closed", "webp cut late and closed",
+    "webp cut and closed", "webp cut late and closed", "coefficients over 16 bits",
+    "progressive coefficients over 16 bits",
 }  # fmt: skip
 
 
@@ -279,6 +391,24 @@ def test_interlaced_pictures_are_read() -> None:
         assert torch.equal(pictures((height, width)).tensor(data), torch.full((3, height, width), 0.2))
         with pytest.raises(PictureRefused):
             pictures().tensor(PNG + header + chunk(b"IDAT", zlib.compress(rows[:-1])) + chunk(b"IEND"))
+
+
+@pytest.mark.parametrize("quality", [1, 5, 10, 30, 50, 75, 90, 98, 100])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_glaring_pictures_of_any_quality_are_read(quality: int, subsampling: int) -> None:
+    """Black, white and colours in noise: no picture has larger coefficients."""
+    noise = np.random.default_rng(quality).integers(0, 2, (HEIGHT, WIDTH, 3)).astype(np.uint8) * 255
+    for shown in (Image.fromarray(noise), Image.fromarray(noise[..., 0]).convert("RGB")):
+        data = file_of(shown, "JPEG", quality=quality, subsampling=subsampling, progressive=True)
+        assert torch.equal(pictures().tensor(data), tensor_of(Image.open(io.BytesIO(data))))
+
+
+def test_what_is_refused_is_what_pillow_alone_would_show() -> None:
+    """Without its check each of these would be judged as the picture that Pillow shows."""
+    grey = np.array(Image.open(io.BytesIO(REFUSED["coefficients over 16 bits"])))
+    assert grey.min() == grey.max() == 128
+    faint = np.array(Image.open(io.BytesIO(REFUSED["a table behind the scans"])))
+    assert 5 * faint.std() < np.array(OTHER).std()
 
 
 BOMBS = {

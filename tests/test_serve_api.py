@@ -17,8 +17,11 @@ from serving import BASE, BOMB, CANARY, SAID, Fake, ask, completion, config, say
 from starlette.responses import JSONResponse, Response
 from starlette.testclient import TestClient
 
+from promptguard.guard.request_fields import KNOWN
 from promptguard.guard.strict_json import dump
 from promptguard.serve.app import Edge
+from promptguard.serve.bodies import read_body
+from promptguard.serve.certifier import price
 from promptguard.serve.config import CATEGORIES
 from promptguard.serve.state import Holder, State
 
@@ -99,12 +102,13 @@ def test_refusals_have_the_shape_of_an_answer(path: str, stream: bool) -> None:
         (b'{"messages": [], "x": "' + b"y" * 3000 + b'"}', {"content-type": "application/json"}, 413),
         (b'{"stream": "yes", "prompt": "x"}', {"content-type": "application/json"}, 400),
         (b'{"moderation": 5, "prompt": "x"}', {"content-type": "application/json"}, 400),
+        (b'{"prompt": "x", "a": [[[[[[[[[1]]]]]]]]]}', {"content-type": "application/json"}, 400),
         (b'{"moderation": {"policy": {"input": {"mode": "off"}}}}', {"content-type": "application/json"}, 400),
     ],
 )
 def test_unreadable_requests_are_refused(content: bytes, headers: dict[str, str], status: int) -> None:
     fake = Fake()
-    with served(config(limits={"body_bytes": 2000}), fake) as client:
+    with served(config(limits={"body_bytes": 2000, "depth": 8}), fake) as client:
         answer = client.post(CHAT, content=content, headers=headers)
     assert answer.status_code == status
     assert answer.json()["error"]["code"]
@@ -137,6 +141,29 @@ def test_costs_are_bounded_before_inference(limits: dict[str, Any], body: dict[s
     assert answer.status_code == status
     assert len(fake.bodies) == (status == 429)
     assert (status != 429) or int(answer.headers["retry-after"]) > 60
+
+
+def test_what_the_filter_reads_is_charged_beyond_the_bytes_of_the_request() -> None:
+    with served(config(limits={"work_per_minute": 1500}), Fake()) as client:
+        assert len(dump(ask("word " * 30))) < 500
+        assert [client.post(CHAT, json=ask("word " * 30)).status_code for _ in range(2)] == [200, 429]
+
+
+def test_what_is_over_a_limit_is_charged_every_text_that_was_joined_of_it() -> None:
+    parts = [{"type": "text", "text": f"{n} {'word ' * 20}"} for n in range(20)]
+    body = {"messages": [{"role": "user", "content": parts}]}
+    limits = {"checks": 10, "work_per_minute": 2 * len(dump(body))}
+    with served(config(limits=limits), Fake()) as client:
+        codes = [client.post(CHAT, json=body).json()["error"]["code"] for _ in range(2)]
+    assert codes == ["over_budget", "rate_limit_exceeded"]
+
+
+def test_every_key_pays_for_itself() -> None:
+    keys = [{"name": name, "sha256": hashlib.sha256(name.encode()).hexdigest()} for name in "ab"]
+    keys[1] |= {"work_per_minute": 10}  # type: ignore[dict-item]
+    with served(config(keys=keys, limits={"work_per_minute": 100_000}), Fake()) as client:
+        for name, status in (("b", 200), ("b", 429), ("a", 200), ("a", 200), ("b", 429)):
+            assert client.post(CHAT, json=ask(), headers={"x-api-key": name}).status_code == status
 
 
 def test_the_inputs_of_moderations_cost_together_what_a_request_may() -> None:
@@ -286,6 +313,24 @@ def test_the_inputs_of_embeddings_and_moderations_are_judged_apart_and_those_of_
     assert len(fake.bodies) == 1
 
 
+def test_what_is_over_the_limit_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text beside many inputs would be priced with each of them."""
+    read: list[str] = []
+
+    def noted(certifier: Any, text: str) -> Any:
+        read.append(text)
+        return price(certifier, text)
+
+    monkeypatch.setattr("promptguard.serve.checks.price", noted)
+    body = {"model": "m", "input": [f"cake {n}" for n in range(50)]}
+    with served(config(limits={"characters": 100}), Fake()) as client:
+        results = client.post("/v1/moderations", json=body).json()["results"]
+        assert [result["flagged"] for result in results] == [True] * 50
+        assert 0 < len(read) < 25
+        answer = client.post("/v1/embeddings", json=body | {"nobody_knows": "a tart"})
+        assert (answer.status_code, answer.json()["error"]["promptguard"]["reason"]) == (413, "over_budget")
+
+
 def test_what_is_only_observed_of_one_input_is_said_of_all() -> None:
     with served(config(policy={"on_harmful": "allow"}), Fake()) as client:
         answer = client.post("/v1/embeddings", json={"model": "m", "input": ["cake", "a bomb", "tart"]})
@@ -306,6 +351,24 @@ def test_output_may_have_a_certifier_of_its_own() -> None:
         assert client.post(CHAT, json=ask()).status_code == 400
         assert client.post(CHAT, json=ask("a recipe")).status_code == 400
     assert len(fake.bodies) == 2
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "responses"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_refusal_instead_of_an_answer_holds_nothing_of_it(path: str, stream: bool) -> None:
+    value = completion(f"{CANARY} bomb")
+    body = sse([value]) if stream else json.dumps(value).encode()
+    fake = Fake(says(body, "text/event-stream" if stream else "application/json"))
+    asked = {"model": "m", "input": "hi", "stream": stream, "moderation": {"policy": {"output": {"mode": "block"}}}}
+    with served(config(block_mode="refusal"), fake) as client:
+        answer = client.post(f"/v1/{path}", json=asked)
+    assert (answer.status_code, answer.headers["x-promptguard-verdict"], len(fake.bodies)) == (200, "block", 1)
+    assert "can't assist" in answer.text
+    assert CANARY not in answer.text
+    if not stream:
+        field = answer.json()["moderation"]
+        assert field["input"]["type"] == "error"
+        assert field["output"]["results"][0]["flagged"] is True
 
 
 # The upstream's faults.
@@ -330,6 +393,40 @@ def test_upstream_faults_have_a_status_and_no_text(reply: Any, status: int, code
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert CANARY not in answer.text + repr(answer.headers)
     assert answer.headers.get("retry-after") == ("7" if status == 429 else None)
+
+
+def test_large_answers_are_read_as_strictly_and_written_the_same() -> None:
+    whole = completion("caf\u00e9 " * 60_000, more=[0.5, "\u4e2d"] * 20_000)
+    filler = b'"x": "' + b"x" * 300_000 + b'"}'
+    for body, status in (
+        (json.dumps(whole).encode(), 200),
+        (b'{"a": 1, "a": 2, ' + filler, 502),
+        (b'{"a": NaN, ' + filler, 502),
+        (b'{"a": ' + b"[" * 150 + b"]" * 150 + b"}", 502),
+        (b'{"a": ' + b"[" * 150 + b"]" * 150 + b", " + filler, 502),
+    ):
+        with served(config(), Fake(says(body, "application/json"))) as client:
+            answer = client.post(CHAT, json=ask())
+        assert answer.status_code == status
+        assert (answer.content == dump(whole)) == (status == 200)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_headers_of_the_upstream_pass_by_name_if_a_response_can_carry_them(stream: bool) -> None:
+    given = {"x-ratelimit-limit-requests": "7", "x-promptguard-verdict": "allow", "set-cookie": "a=1"}
+
+    def reply(body: dict[str, Any]) -> Response:
+        answer = Fake().reply(body)
+        answer.headers.update(given)
+        answer.raw_headers.append((b"x-ratelimit-reset", "\u4e2d".encode()))
+        return answer
+
+    with served(config(), Fake(reply)) as client:
+        answer = client.post(CHAT, json=ask(stream=stream))
+    assert answer.status_code == 200
+    assert answer.headers["x-ratelimit-limit-requests"] == "7"
+    assert answer.headers.get_list("x-promptguard-verdict") == ["allow"]
+    assert not {"set-cookie", "x-ratelimit-reset"} & set(answer.headers)
 
 
 def test_an_unreachable_upstream_and_none_at_all() -> None:
@@ -367,6 +464,8 @@ def test_whose_key_goes_upstream(monkeypatch: pytest.MonkeyPatch) -> None:
             client.post(CHAT, json=ask(), headers=sent)
         assert fake.headers[-1].get("authorization") == expected
         assert CANARY not in repr(fake.headers[-1])
+    with served(config(upstream={"url": "http://upstream/v1", "forward_authorization": True}), fake) as client:
+        assert client.post(CHAT, json=ask(), headers={b"authorization": b"Bearer \xe9"}).status_code == 401
 
 
 # Other routes.
@@ -408,6 +507,15 @@ def test_moderations_flag_what_cannot_be_checked_and_take_another_category() -> 
     assert result["flagged"]
     assert result["categories"]["violence"]
     assert scored["promptguard"]["parts"][0]["verdict"]["score"] == scored["category_scores"]["violence"]
+
+
+def test_a_block_tells_why_and_what_is_proved_and_no_more() -> None:
+    with served(config(), Fake()) as client:
+        about = client.post(CHAT, json=ask("a bomb")).json()["error"]["promptguard"]
+        certified = client.post("/v1/certify", json={"text": "a bomb"}).json()
+    assert about.keys() == {"request_id", "reason", "certificate"}
+    verdict = certified["parts"][0]["verdict"]
+    assert not {"score", "witness", "calls", "checks", "milliseconds"} & (certified.keys() | verdict.keys())
 
 
 def test_certify_tells_the_verdict_and_its_meaning() -> None:
@@ -512,6 +620,34 @@ def test_a_reload_that_brings_keys_closes_the_playground(monkeypatch: pytest.Mon
             assert client.post(f"/playground/{name}", json=_question("a bomb")).status_code == 404
 
 
+def test_a_request_is_judged_by_the_configuration_that_it_began_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    holders: list[Holder] = []
+    fake = Fake()
+
+    class Kept(Holder):
+        def __init__(self, state: State) -> None:
+            super().__init__(state)
+            holders.append(self)
+
+    async def reload_meanwhile(*args: Any) -> bytes:
+        body = await read_body(*args)
+        if holders[0].current is not later:
+            holders[0].swap(later)
+        return body
+
+    monkeypatch.setattr("promptguard.serve.app.Holder", Kept)
+    monkeypatch.setattr("promptguard.serve.call.read_body", reload_meanwhile)
+    other = config(certifier={"filter": "keyword:cake"})
+    later = State.of(other, httpx2.ASGITransport(app=fake.app()))
+    with served(config(), fake) as client:
+        assert [client.post(CHAT, json=ask(text)).status_code for text in ("a bomb", "a cake", "a bomb")] == [
+            400,
+            400,
+            200,
+        ]
+    assert fake.asked == [ask("a bomb")]
+
+
 def test_the_playground_is_charged() -> None:
     with served(config(BOMB | {"playground": None}, limits={"work_per_minute": 50})) as client:
         assert client.post("/playground/check", json=_question("a cake is not a bomb")).status_code == 200
@@ -578,11 +714,14 @@ async def test_the_edge_swallows_what_the_application_raises(begins: bool, caplo
 # The JSON surface.
 
 _leaf = st.none() | st.booleans() | st.integers(-5, 5) | st.sampled_from(["user", "text", "a bomb", "", "tool", "\x00"])
-_name = st.sampled_from([
+_USUAL = (
     "messages", "role", "content", "type", "text", "input", "prompt", "tools", "stream", "model", "n", "moderation",
     "image_url", "tool_calls", "function", "arguments", "name", "x",
-])  # fmt: skip
-_value = st.recursive(_leaf, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_name, inner, max_size=3))
+)  # fmt: skip
+_name = st.sampled_from(_USUAL) | st.sampled_from(sorted(KNOWN))
+_value: st.SearchStrategy[Any] = st.deferred(
+    lambda: _leaf | st.lists(_value, max_size=3) | st.dictionaries(_name, _value, max_size=3)
+)
 _message = st.fixed_dictionaries({}, optional={"role": _leaf, "content": _value, "name": _value, "tool_calls": _value})
 
 

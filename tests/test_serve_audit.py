@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import json
 import os
@@ -232,6 +233,22 @@ def test_requests_are_logged_without_their_text_before_they_are_answered(tmp_pat
     assert lines[0]["texts"] == [log.digest(CANARY)]  # who has the key can ask whether a text was seen
     log.close()
     assert verify([path], KEY).link.lines == 4
+
+
+def test_every_decision_of_a_request_has_a_line_with_its_own_texts(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    keys = [{"name": "a", "sha256": hashlib.sha256(b"secret").hexdigest()}]
+    settings = config(audit={"path": str(path), "key": AUDIT_KEY}, keys=keys)
+    body = {"model": "m", "input": ["a cake", "a bomb", "a tart"]}
+    with served(settings, Fake()) as client:
+        answer = client.post("/v1/embeddings", json=body, headers={"x-api-key": "secret"})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    log = AuditLog(section(tmp_path / "other.jsonl"))
+    assert [line["texts"] for line in lines] == [[log.digest(text)] for text in ("a cake", "a bomb", "a tart")]
+    log.close()
+    assert [line["action"] for line in lines] == ["allow", "block", "allow"]
+    assert {line["key"] for line in lines} == {"a"}
+    assert {line["request"] for line in lines} == {answer.headers["x-promptguard-request-id"]}
 
 
 def test_no_line_is_lost_under_load(tmp_path: Path) -> None:

@@ -438,6 +438,13 @@ def test_check_config_says_what_would_be_served() -> None:
         ([], {"PGUARD_CERTIFIER__FILTER": "no-such-filter"}, "unknown filter"),
         ([], {"PGUARD_LIMIT": "5"}, "unknown key limit"),
         (["--upstream", "nonsense"], {}, "upstream.url"),
+        (["--upstream", "http://localhost:abc/v1"], {}, "upstream.url"),
+        (["--upstream", "http://localhost:99999/v1"], {}, "upstream.url"),
+        (["--upstream", "http://localhost:0/v1"], {}, "upstream.url"),
+        (["--upstream", "http://[::1/v1"], {}, "upstream.url"),
+        (["--upstream", "http://:80/v1"], {}, "upstream.url"),
+        ([], {"PGUARD_KEYS": "[{name: app, scrypt: 'scrypt$3$8$1$AAAA$AAAA'}]"}, "the scrypt hash of app"),
+        ([], {"PGUARD_KEYS": "[{name: app, scrypt: 'scrypt$16$8$1$AAA$AAAA'}]"}, "the scrypt hash of app"),
         (["--workers", "0"], {}, "server.workers"),
         ([], {"PGUARD_UPSTREAM__URL": "http://x/v1", "PGUARD_UPSTREAM__KEY_ENV": "NO_SUCH"}, "NO_SUCH"),
     ],
@@ -457,6 +464,15 @@ def test_a_busy_port_is_one_line_and_exit_code_2() -> None:
         done = run_command("--port", str(taken.getsockname()[1]))
     assert done.exit_code == 2, done.output
     assert "Address already in use" in done.output
+
+
+def test_an_audit_log_that_cannot_be_written_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    log = {"PGUARD_AUDIT__PATH": str(tmp_path / "none" / "audit.jsonl"), "PGUARD_AUDIT__KEY": AUDIT_KEY}
+    for workers in ("1", "2"):
+        done = run_command("--port", "0", "--workers", workers, **log)
+        assert done.exit_code == 2, done.output
+        assert "cannot write the audit log" in done.output.splitlines()[-1]
+        assert "Traceback" not in done.output
 
 
 def test_the_command_line_stays_light() -> None:

@@ -21,12 +21,14 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from pydantic import SecretStr
 from serving import AUDIT_KEY, BASE, BOMB, SAID, Fake, ask, config, in_pieces, live, streamed, wire
 from starlette.responses import JSONResponse, Response
 
 from promptguard.serve import certifier, launch
 from promptguard.serve.app import create_app
-from promptguard.serve.config import Config
+from promptguard.serve.audit import AuditLog
+from promptguard.serve.config import Audit, Config
 from promptguard.serve.verify import verify
 
 CHAT = "/v1/chat/completions"
@@ -379,6 +381,20 @@ def test_workers_share_the_port_and_the_numbers_and_have_a_log_each(tmp_path: Pa
         running.wait(15)
     logs = [path for path in (log, tmp_path / "audit-1.jsonl") if path.exists() and path.stat().st_size]
     assert sum(verify([path], AUDIT_KEY.encode()).link.lines for path in logs) == 12
+
+
+def test_a_worker_that_cannot_start_is_no_success(tmp_path: Path) -> None:
+    section = Audit(path=tmp_path / "audit.jsonl", key=SecretStr(AUDIT_KEY))
+    text = f"certifier: {{filter: 'keyword:bomb'}}\naudit: {{path: {section.path}}}"
+    taken = AuditLog(section)  # so one of two workers finds no file that is free
+    try:
+        with process(tmp_path, text, "--workers", "2", PGUARD_AUDIT__KEY=AUDIT_KEY) as (running, _url, _):
+            assert running.stderr is not None
+            said = running.stderr.read()
+            assert running.wait(30) == 2
+    finally:
+        taken.close()
+    assert "a worker could not start" in said
 
 
 def test_sighup_reaches_every_worker_and_no_request_is_lost(tmp_path: Path) -> None:

@@ -74,6 +74,25 @@ def test_events_are_strict_json_objects() -> None:
     assert event({"type": "x\nevil: 1"}).startswith(b"data: ")
 
 
+def test_a_mark_before_the_stream_is_left_out_and_what_is_no_stream_is_refused() -> None:
+    mark = b"\xef\xbb\xbf"
+    assert asyncio.run(collect([mark[:1], mark[1:] + b'data: {"a": 1}\n\n'])) == [{"a": 1}]
+    aside = b": a comment\nevent: x\nid: 1\nretry\ndata\n:\n"
+    assert asyncio.run(collect([aside + b'data: {"a": 1}\n\n'])) == [{"a": 1}]
+    for stream in (
+        b'{"a": 1}',
+        b'{"a": 1}\n\n',
+        b"<html>\n",
+        b'data: {"a": 1}\n\n' + mark + b"data: {}\n\n",
+        b"datum: {}",
+    ):
+        with pytest.raises(InvalidRequest):
+            asyncio.run(collect([stream]))
+    fake = Fake(says(json.dumps(completion()).encode()))  # an answer as a whole that calls itself a stream
+    with served(config(**CHECKED), fake) as client:
+        assert client.post(CHAT, json=ask(stream=True)).status_code == 502
+
+
 # The whole way.
 
 
@@ -132,6 +151,42 @@ def test_window_releases_before_the_end() -> None:
     assert answer.text.endswith("data: [DONE]\n\n")
 
 
+@pytest.mark.parametrize("size", [5, 40, 1000])
+def test_a_window_holds_back_what_lies_before_the_end_too(size: int) -> None:
+    with served(config(**WINDOW), Fake(says(streamed(f"{LONG}{SECRET}. {LONG}", size)))) as client:
+        answer = client.post(CHAT, json=ask(stream=True))
+    assert "bo" not in answer.text
+    assert "content_filter" in answer.text
+    split = [chunk(LONG + "a bo"), chunk("mb. "), chunk(LONG)]
+    with served(config(**WINDOW), Fake(says(sse(split)))) as client:
+        assert "a bo" not in client.post(CHAT, json=ask(stream=True)).text
+
+
+def test_what_cannot_be_read_ends_a_window_like_what_is_harmful() -> None:
+    values = [chunk(LONG), chunk(None, audio={"data": "AAAA"})]
+    with served(config(**WINDOW), Fake(says(sse(values)))) as client:
+        answer = client.post(CHAT, json=ask(stream=True))
+    assert "content_filter" in answer.text
+    assert "AAAA" not in answer.text
+
+
+def test_a_window_that_breaks_says_so_without_words(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def breaks(*_: object) -> None:
+        raise RuntimeError(SECRET)
+
+    oops = Fake(says(sse([chunk(LONG)], done=False) + b"data: {oops\n\n"))
+    with served(config(**WINDOW), oops) as client:
+        assert '"code":"upstream_error"' in client.post(CHAT, json=ask(stream=True)).text
+    monkeypatch.setattr(Window, "rest", breaks)
+    with served(config(**WINDOW), Fake(says(streamed(LONG)))) as client:
+        answer = client.post(CHAT, json=ask(stream=True))
+    assert '"code":"internal_error"' in answer.text
+    assert SECRET not in answer.text + caplog.text
+    assert "RuntimeError" in caplog.text
+
+
 def test_tool_calls_wait_for_the_verdict_in_a_window() -> None:
     call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": '{"q": "a '}}
     more = {"index": 0, "function": {"arguments": 'bomb"}'}}
@@ -166,6 +221,22 @@ def test_the_moderation_chunk_ends_a_stream_that_asked_for_it() -> None:
     assert last["choices"] == []
     assert last["moderation"]["output"]["results"][0]["flagged"] is True
     assert last["moderation"]["input"]["results"][0]["flagged"] is False
+
+
+def test_a_client_s_wish_is_served_in_a_window_too() -> None:
+    wish = {"policy": {"output": {"mode": "block"}}}
+    observing = config(**WINDOW, policy={"on_harmful": "allow"})
+    with served(observing, Fake(says(streamed(LONG + SECRET)))) as client:
+        assert client.post(CHAT, json=ask(stream=True)).headers["x-promptguard-verdict"] == "allow"
+        answer = client.post(CHAT, json=ask(stream=True, moderation=wish))
+    assert answer.status_code == 400
+    assert "All is well" not in answer.text
+
+
+def test_a_stream_that_is_blocked_before_it_begins_says_so() -> None:
+    with served(config(**WINDOW), Fake(says(streamed(SECRET)))) as client:
+        answer = client.post(CHAT, json=ask(stream=True))
+    assert (answer.status_code, answer.headers["x-promptguard-verdict"]) == (400, "block")
 
 
 @pytest.mark.parametrize("path", ["completions", "responses"])

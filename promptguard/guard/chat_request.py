@@ -68,6 +68,12 @@ def read_request(body: object) -> ChatRequest:
                 messages.extend(_input(value))
             case "prompt":
                 messages.extend(_prompt(value, body.get("suffix")))
+            case "extra_body" if isinstance(value, Mapping):  # a LiteLLM proxy sends its fields beside the others
+                extra = read_request(value)
+                messages.extend(extra.messages)
+                context.extend(extra.context)
+            case "chat_template_kwargs" if _are_switches(value):
+                pass
             case _ if name in fields.ELSEWHERE or name in fields.SWITCHES:
                 messages.extend([] if is_nothing(value) else [None])
             case _ if name in fields.CUTS:
@@ -181,6 +187,13 @@ def _are_names(value: Any) -> bool:
     return all(map(_is_word, value if isinstance(value, list) else [value]))
 
 
+def _are_switches(value: Any) -> bool:
+    """Whether a chat template is told no more than to think or not."""
+    return isinstance(value, Mapping) and all(
+        name in fields.TEMPLATE_SWITCHES and isinstance(item, bool) for name, item in value.items()
+    )
+
+
 def _are_plugins(value: Any) -> bool:
     given = value if isinstance(value, list) else [value]
     names = [plugin.get("id") if isinstance(plugin, dict) else None for plugin in given]
@@ -262,5 +275,6 @@ def _item(item: dict[str, Any]) -> object:
 
 def _rest(item: dict[str, Any]) -> dict[str, Any]:
     """An item without the words of its format."""
-    is_known = item.get("status") in _STATUSES
+    status = item.get("status")
+    is_known = isinstance(status, str) and status in _STATUSES
     return {key: value for key, value in item.items() if key != "type" and not (key == "status" and is_known)}

@@ -16,6 +16,7 @@ from promptguard.certify.erase_and_check import EraseAndCheck
 from promptguard.erase import load_mode
 from promptguard.errors import WeightsError
 from promptguard.score import load_filter
+from promptguard.score.manifest import ARITHMETIC, read_entry
 from promptguard.score.paths import filters_dir
 from promptguard.units import load_units
 
@@ -42,12 +43,20 @@ class Member(BaseModel):
     threshold: Annotated[float, Field(ge=0, le=1)]
 
     def certifier(self, device: str = "cpu") -> EraseAndCheck:
-        """Load the filter and put erase-and-check around it."""
+        """Load the filter and put erase-and-check around it.
+
+        Args:
+            device: where it runs, if it is a model; arithmetic on words stays on the CPU.
+
+        Raises:
+            WeightsError: a file is missing or damaged.
+            InvalidArgument: there is no such device.
+        """
         budget = math.inf if self.max_erase == "unlimited" else self.max_erase
         mode = load_mode(self.mode, budget, max_prompt=self.max_prompt)
-        # Filters that are arithmetic on words have no device.
-        place = {} if device == "cpu" else {"device": device}
-        return EraseAndCheck(load_filter(self.filter, threshold=self.threshold, **place), mode, load_units(self.unit))
+        is_arithmetic = read_entry(filters_dir() / self.filter).kind in ARITHMETIC
+        filter_ = load_filter(self.filter, threshold=self.threshold, device="cpu" if is_arithmetic else device)
+        return EraseAndCheck(filter_, mode, load_units(self.unit))
 
 
 class _Default(BaseModel):

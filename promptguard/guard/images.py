@@ -18,7 +18,7 @@ from typing import Protocol
 from promptguard.types import Certifier
 
 _DATA_URL = re.compile(r"data:image/(png|jpeg|webp);base64,([A-Za-z0-9+/]+={0,2})", re.ASCII)
-_DETAILS = ("auto", "low", "high")
+_DETAILS = ("auto", "low", "high", "original")
 _CACHED = {"type": "ephemeral"}
 
 

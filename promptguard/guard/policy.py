@@ -60,7 +60,8 @@ class Policy:
         on_over_budget: the check would cost more than the certifier's budget of checks or time, or `max_texts`. Under
             a time budget an attacked text may be refused as `OutOfTime`: with ALLOW its certificates prove nothing.
         on_unscannable: the input holds something that is not text, such as an image, or has an unknown role. ALLOW
-            lets it pass unseen; the text around it is still checked.
+            lets it pass unseen, with whatever text is inside what cannot be read (a chat template, messages that are no
+            list); the text around it is still checked.
         refusal: the answer of a guarded call that was blocked.
         trusted_roles: roles whose messages are not checked. Empty, because a role in a request is the client's word;
             `frozenset({"system"})` is right only where your own code, not the request, writes the system message.

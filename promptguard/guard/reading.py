@@ -5,11 +5,13 @@ that nobody has heard of. Each is checked alone, each turn is checked as a whole
 because a payload can be split over any of them. Parts of one message are joined both with nothing and with a line
 break between them, since chat templates do either. What is not text is reported as unscannable, never skipped; only
 pictures in the forms of `promptguard.guard.images` are handed on, if there is something that judges them.
-Text is taken as written: escapes and encodings inside it are not decoded.
+Text is taken as written: escapes and encodings inside it are not decoded. Only the arguments of a tool call are read
+without their escapes too, since servers open that JSON before a template prints it.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -48,6 +50,7 @@ _NOTES = frozenset({"annotations", "citations", "logprobs"})  # of a part: a quo
 _EXTRAS = frozenset({"cache_control", "extras", "extra_content"})
 _PAYLOADS = frozenset({"arguments", "input"})  # of a tool call: data of the application
 _DATA_URL = re.compile(r"data:[\w/+.;=-]*;base64,[\w/+=-]*", re.ASCII)
+_ESCAPES = re.compile(r"""(?:\\u[0-9A-Fa-f]{4})+|\\["\\/bfnrt]""")
 _MAX_DEPTH = 32
 _POLICY = Policy()
 
@@ -185,11 +188,12 @@ class _Reader:
             self.unscannable.append(where)
             others.extend(self._words(part, where))
             return []
-        if any(_hides(key, value) for key, value in part.items()):
+        hidden = {key for key, value in part.items() if _hides(key, value)}
+        if hidden:
             self.unscannable.append(where)
         for key, value in part.items():
             if key not in _TEXT_KEYS and key != "type":
-                others.extend(self._words({key: value}, where))
+                others.extend((self._words if key in hidden else self._strings)({key: value}, where))
         return [Piece(where, part[key]) for key in ("text", "refusal") if key in part]
 
     def _words(self, value: object, where: str) -> Iterator[Piece]:
@@ -231,6 +235,14 @@ class _Reader:
             yield from self._strings(item, where, depth + 1)
         elif not (key == "type" and isinstance(item, str) and item in _TYPES):
             yield from self._strings(item, f"{where}.{key}", depth + 1)
+            if key == "arguments" and isinstance(item, str) and _ESCAPES.search(item):
+                yield Piece(f"{where}.{key}", _ESCAPES.sub(_opened, item))
+
+
+def _opened(escapes: re.Match[str]) -> str:
+    """What escapes of JSON stand for; of a half of a pair, the sign for what cannot be shown."""
+    found: str = json.loads(f'"{escapes[0]}"')
+    return found.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _is_text_part(part: dict[object, object]) -> bool:

@@ -65,6 +65,8 @@ ELSEWHERE = frozenset({
     "vector_store_ids", "server_url", "connector_id", "mcp_servers", "data_sources", "datasources",
     "search_parameters",
 })  # fmt: skip
+# What a client may tell a chat template: of Qwen's and others' it changes the answer's beginning, and drops no text.
+TEMPLATE_SWITCHES = frozenset({"enable_thinking"})
 # By which a client cuts, drops or joins the texts that were checked.
 CUTS = frozenset({
     "transforms", "context_management", "truncate", "truncate_prompt_tokens", "truncation_side",

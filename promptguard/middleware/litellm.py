@@ -174,17 +174,10 @@ class PGuardLiteLLMMultimodal(PGuardLiteLLM):
 
 
 def _of_request(data: Mapping[str, Any]) -> ChatRequest:
-    # LiteLLM merges `extra_body` into what it sends, so it is read as a request of its own.
-    fields = {name: value for name, value in data.items() if name not in _OF_THE_PROXY}
-    extra = fields.pop("extra_body", None) or {}
     try:
-        read = [read_request(body) for body in (fields, extra)]
+        return read_request({name: value for name, value in data.items() if name not in _OF_THE_PROXY})
     except InvalidRequest:
         return _UNREADABLE
-    return ChatRequest(
-        tuple(message for found in read for message in found.messages),
-        tuple(text for found in read for text in found.context),
-    )
 
 
 def _of_answer(parts: Sequence[Any]) -> tuple[object, ...]:

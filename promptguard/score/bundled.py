@@ -19,7 +19,7 @@ from promptguard.score.base import Base, build, load_base, read_tensors
 from promptguard.score.causal import CausalFilter
 from promptguard.score.evidence import EvidenceFilter, load_evidence
 from promptguard.score.hf import HFFilter
-from promptguard.score.manifest import BundledConfig, read_entry, read_manifest
+from promptguard.score.manifest import ARITHMETIC, BundledConfig, read_entry, read_manifest
 
 BundledFilter = HFFilter | CausalFilter | EvidenceFilter | BagFilter
 
@@ -76,7 +76,7 @@ def load_folder(
     """
     precision = checkpoint.torch_dtype(dtype)
     kind = read_entry(folder).kind
-    if kind in {"evidence", "bag"}:
+    if kind in ARITHMETIC:
         if device != "cpu" or dtype != "float32":
             raise InvalidArgument(f"filter {folder.name} is arithmetic on the CPU: drop device and dtype")
         return load_evidence(folder, threshold) if kind == "evidence" else load_bag(folder, threshold)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from promptguard.errors import WeightsError
 
+ARITHMETIC = frozenset({"evidence", "bag"})  # kinds that are no models and have no device
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # A path inside its folder: no part is "..", and it is not absolute.
 Inside = Annotated[str, Field(pattern=r"^\w[\w-]*(/\w[\w-]*)*$")]

@@ -92,12 +92,15 @@ class Checker:
             Abandoned: nobody waits.
         """
         self._count([message for request in requests for message in request.messages])
-        priced = [self._priced(request, ticket, digest) for request in requests]
-        checks = sum(one.cost.checks for one in priced)
-        characters = sum(one.cost.characters for one in priced)
-        if checks > self._limits.checks or characters > self._limits.characters:
-            charge(sum(one.characters for one in priced))
-            return [one.checked(self._over_budget()) for one in priced]
+        priced: list[_Priced] = []
+        spent = Cost(0, 0)
+        for request in requests:
+            priced.append(self._priced(request, ticket, digest))
+            spent = _sum(spent, priced[-1].cost)
+            if spent.checks > self._limits.checks or spent.characters > self._limits.characters:
+                charge(sum(one.characters for one in priced))  # the rest is not read: that would cost more
+                unread = [_Priced(Cost(0, 0), 0, (), ())] * (len(requests) - len(priced))
+                return [one.checked(self._over_budget()) for one in (*priced, *unread)]
         charge(sum(one.cost.characters or one.characters for one in priced))
         guard = Guard(Watched(self.certifier, ticket), self.policy, self.images)
         decisions = [guard.check(list(request.messages), context=request.context) for request in requests]

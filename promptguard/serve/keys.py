@@ -14,6 +14,7 @@ import hmac
 import secrets
 from collections.abc import Mapping, Sequence
 
+from promptguard.errors import InvalidArgument
 from promptguard.serve.config import Key
 
 _LONGEST = 512
@@ -26,6 +27,9 @@ class Keys:
 
     Args:
         keys: hashed keys.
+
+    Raises:
+        InvalidArgument: a slow hash that cannot be computed: every request that shows another key would fail on it.
     """
 
     def __init__(self, keys: Sequence[Key]) -> None:
@@ -34,6 +38,8 @@ class Keys:
         self._salt = secrets.token_bytes(32)
         self._known: dict[bytes, Key] = {}
         self._turn = asyncio.Semaphore(_SLOW_AT_ONCE)
+        for key in self._slow:
+            _check(key)
 
     @property
     def is_open(self) -> bool:
@@ -89,6 +95,16 @@ def given_key(headers: Mapping[str, str], *, own_header_only: bool = False) -> s
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()
     return headers.get("x-api-key")
+
+
+def _check(key: Key) -> None:
+    try:
+        _fits(key, b"")
+    except (ValueError, MemoryError, OverflowError):
+        fault = f"keys: the scrypt hash of {key.name} cannot be computed: n is a power of 2, salt and hash are base64"
+    else:
+        return
+    raise InvalidArgument(fault)
 
 
 def _fits(key: Key, secret: bytes) -> bool:

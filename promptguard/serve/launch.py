@@ -16,9 +16,11 @@ import time
 from contextlib import ExitStack
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from promptguard.errors import PromptGuardError
+from promptguard.serve.audit import AuditLog
 from promptguard.serve.config import Config, Serving
 from promptguard.serve.settings import CONFIG_VARIABLE, configured
 
@@ -58,7 +60,7 @@ def launch() -> None:
     """Serve until told to stop: SIGTERM and SIGINT finish what is in flight, SIGHUP loads the configuration again.
 
     Raises:
-        PromptGuardError: bad configuration, missing filter, busy port.
+        PromptGuardError: bad configuration, missing filter, busy port, an audit log that cannot be written.
     """
     config = configured(os.environ)
     listening = _listen(config.server)
@@ -68,6 +70,8 @@ def launch() -> None:
             os.environ.setdefault(_SHARED_FOLDER, folder)
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         _warn_if_open(config)
+        if config.audit.path is not None:
+            AuditLog(config.audit, config.server.workers).close()  # where it fails later, there is a traceback
         _serve(config, listening)
 
 
@@ -129,7 +133,10 @@ def _serve(config: Config, listening: socket.socket) -> None:
         uvicorn.Server(settings).run(sockets=[listening])
     else:
         del app  # it was loaded to see that it can be; each worker loads its own
-        _Workers(settings, sockets=[listening]).run()
+        workers = _Workers(settings, sockets=[listening])
+        workers.run()
+        if any(process.exitcode == STARTUP_FAILURE for process in workers.processes):
+            raise LaunchError("a worker could not start")  # or the exit code would say that all went well
 
 
 class _Workers(Multiprocess):

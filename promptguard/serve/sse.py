@@ -15,6 +15,8 @@ from promptguard.serve.large import parsed
 
 DONE = b"data: [DONE]\n\n"
 _LINE = re.compile(rb"\r\n|\n|\r(?=.)", re.DOTALL)  # the line feed behind a last \\r may be in the next chunk
+_MARK = b"\xef\xbb\xbf"
+_ASIDE = re.compile(rb"(?:event|id|retry)?:|(?:data|event|id|retry)\Z")
 _NAME = re.compile(r"[a-z_.]{1,64}")
 
 
@@ -25,10 +27,12 @@ async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
         chunks: the stream, cut anywhere.
 
     Raises:
-        InvalidRequest: an event is not a JSON object.
+        InvalidRequest: an event is not a JSON object, or a line is not of an event stream.
     """
     data: list[bytes] = []
-    async for line in _lines(chunks):
+    is_first = True
+    async for found in _lines(chunks):
+        line, is_first = found.removeprefix(_MARK) if is_first else found, False
         if line.startswith(b"data:"):
             data.append(line[5:].removeprefix(b" "))
         elif not line and data:
@@ -40,6 +44,8 @@ async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
             if not isinstance(value, dict):
                 raise InvalidRequest("an event is not a JSON object")
             yield value
+        elif line and not _ASIDE.match(line):  # an answer of another type, which would be lost without a word
+            raise InvalidRequest("a line of the event stream is none")
 
 
 def event(value: dict[str, Any]) -> bytes:

@@ -16,6 +16,7 @@ from promptguard.serve.config import UpstreamSection
 from promptguard.serve.large import parsed
 
 _PASSED = re.compile(r"retry-after|x-ratelimit-[a-z-]{1,40}|openai-processing-ms|openai-version")
+_LAST_PORT = 65535
 _REFUSED = frozenset({400, 404, 405, 409, 413, 422})
 
 
@@ -27,7 +28,7 @@ class Upstream:
         transport: instead of the network, for tests.
 
     Raises:
-        InvalidArgument: the environment variable of the key is not set.
+        InvalidArgument: the address has no host or no such port, or the environment variable of the key is not set.
     """
 
     def __init__(self, section: UpstreamSection, transport: httpx2.AsyncBaseTransport | None = None) -> None:
@@ -41,7 +42,7 @@ class Upstream:
                 raise InvalidArgument(f"upstream.key_env: the environment variable {section.key_env} holds no key")
             headers["authorization"] = f"Bearer {key}"
         self._client = httpx2.AsyncClient(
-            base_url=section.url.rstrip("/") + "/",
+            base_url=_address(section.url),
             headers=headers,
             timeout=httpx2.Timeout(section.seconds, connect=section.connect_seconds),
             limits=httpx2.Limits(max_connections=section.connections),
@@ -70,6 +71,8 @@ class Upstream:
         """
         headers = {"content-type": "application/json"} if body is not None else {}
         if self._section.forward_authorization and "authorization" in asked:
+            if not asked["authorization"].isascii():
+                raise ApiError(401, "the Authorization header is not ASCII", "invalid_api_key")
             headers["authorization"] = asked["authorization"]
         with _faults():
             async with self._client.stream(method, path, content=body, headers=headers) as response:
@@ -107,6 +110,16 @@ class Upstream:
         return value, len(content)
 
 
+def _address(url: str) -> httpx2.URL:
+    try:
+        found = httpx2.URL(url.rstrip("/") + "/")
+    except httpx2.InvalidURL:
+        found = None
+    if found is None or not found.host or not (found.port is None or 0 < found.port <= _LAST_PORT):
+        raise InvalidArgument("upstream.url needs a host, and a port from 1 to 65535 if it names one")
+    return found
+
+
 @contextmanager
 def _faults() -> Iterator[None]:
     """What goes wrong on the way to the upstream and back, as the API has it."""
@@ -119,8 +132,12 @@ def _faults() -> Iterator[None]:
 
 
 def passed_headers(response: httpx2.Response) -> dict[str, str]:
-    """The upstream's headers that clients act on."""
-    return {name: value for name, value in response.headers.items() if _PASSED.fullmatch(name)}
+    """The upstream's headers that clients act on; none that a response could not carry."""
+    return {
+        name: value
+        for name, value in response.headers.items()
+        if _PASSED.fullmatch(name) and value.isascii() and value.isprintable()
+    }
 
 
 def _refused(response: httpx2.Response, is_clients_key: bool) -> ApiError:
