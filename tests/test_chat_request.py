@@ -67,7 +67,6 @@ def test_the_body_in_a_body_is_read_as_one() -> None:
     body = {**SAYS, "extra_body": {"messages": [{"role": "user", "content": "a bomb"}], "seed": 1, "top_k": 2}}
     assert not unscannable(body)
     assert texts(body) >= {"a bomb", "hi\na bomb"}
-    assert texts({**SAYS, "extra_body": "a bomb"}) >= {"a bomb"}
 
 
 def test_a_chat_template_may_be_told_not_to_think() -> None:
@@ -125,6 +124,8 @@ def test_what_stands_beside_media_is_still_read() -> None:
         {"chat_template_kwargs": {"enable_thinking": "a bomb"}},
         {"chat_template_kwargs": {"enable_thinking": False, "x": False}},
         {"chat_template_kwargs": [True]},
+        {"extra_body": "x"},
+        {"extra_body": ["x"]},
         {"extra_body": {"previous_response_id": "r"}},
         {"extra_body": {"plugins": [{"id": "context-compression"}]}},
         {"extra_body": {"reasoning": {"context": "current_turn"}}},

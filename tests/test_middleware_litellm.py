@@ -344,8 +344,13 @@ def test_requests_are_checked_while_the_model_is_called_too() -> None:
         ask_for(BOMB)
 
 
-@pytest.mark.parametrize("more", [{"extra_body": ["x"]}, {"extra_body": "x"}, {"x": json.loads("[" * 50 + "]" * 50)}])
-def test_requests_that_cannot_be_read_are_blocked(more: dict[str, Any]) -> None:
+DEEP = json.loads("[" * 50 + "]" * 50)
+
+
+@pytest.mark.parametrize(
+    "more", [{"x": DEEP}, {"extra_body": {"x": DEEP}}, {"extra_body": [BOMB]}, {"extra_body": BOMB}]
+)
+def test_requests_that_cannot_be_read_and_texts_in_odd_places_are_blocked(more: dict[str, Any]) -> None:
     kind = PGuardLiteLLMMultimodal(guard=Guard(Words()), guardrail_name="g", event_hook="pre_call")
     data = {"model": "m", "messages": [{"role": "user", "content": CAKE}], **more}
     with pytest.raises(GuardrailRaisedException):
@@ -360,6 +365,6 @@ def test_a_request_without_messages_is_checked() -> None:
 
 def test_tools_that_are_nested_too_deep_are_blocked() -> None:
     kind = PGuardLiteLLM(guard=Guard(Words()), guardrail_name="g", event_hook="pre_call")
-    inputs = {"texts": [CAKE], "tools": [{"x": json.loads("[" * 50 + "]" * 50)}]}
+    inputs = {"texts": [CAKE], "tools": [{"x": DEEP}]}
     with pytest.raises(GuardrailRaisedException):
         asyncio.run(kind.apply_guardrail(inputs, {}, "request"))

@@ -102,7 +102,7 @@ def test_refusals_have_the_shape_of_an_answer(path: str, stream: bool) -> None:
         (b'{"messages": [], "x": "' + b"y" * 3000 + b'"}', {"content-type": "application/json"}, 413),
         (b'{"stream": "yes", "prompt": "x"}', {"content-type": "application/json"}, 400),
         (b'{"moderation": 5, "prompt": "x"}', {"content-type": "application/json"}, 400),
-        (b'{"prompt": "x", "a": [[[[[[[[[1]]]]]]]]]}', {"content-type": "application/json"}, 400),
+        (b'{"prompt": "x", "a": [[[[[[[[["x"]]]]]]]]]}', {"content-type": "application/json"}, 400),
         (b'{"moderation": {"policy": {"input": {"mode": "off"}}}}', {"content-type": "application/json"}, 400),
     ],
 )

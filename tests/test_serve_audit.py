@@ -251,6 +251,22 @@ def test_every_decision_of_a_request_has_a_line_with_its_own_texts(tmp_path: Pat
     assert {line["request"] for line in lines} == {answer.headers["x-promptguard-request-id"]}
 
 
+@pytest.mark.parametrize(("action", "verdict"), [("allow", "error_allowed"), ("block", "error_blocked")])
+def test_an_error_is_said_whatever_follows_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, verdict: str
+) -> None:
+    def breaks(*_: object) -> None:
+        raise RuntimeError(CANARY)
+
+    monkeypatch.setattr("promptguard.serve.checks.Watched.certify", breaks)
+    path = tmp_path / "audit.jsonl"
+    settings = config(audit={"path": str(path), "key": AUDIT_KEY}, policy={"on_error": action})
+    with served(settings, Fake()) as client:
+        assert client.post("/v1/chat/completions", json=ask()).headers["x-promptguard-verdict"] == verdict
+    line = json.loads(path.read_text())
+    assert (line["action"], line["reason"], line["error"]) == (action, "error", "RuntimeError")
+
+
 def test_no_line_is_lost_under_load(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     write(path, 500, fsync=Fsync.ROTATION, max_bytes=20_000)

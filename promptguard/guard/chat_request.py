@@ -72,6 +72,8 @@ def read_request(body: object) -> ChatRequest:
                 extra = read_request(value)
                 messages.extend(extra.messages)
                 context.extend(extra.context)
+            case "extra_body" if not is_nothing(value):
+                messages.append(None)
             case "chat_template_kwargs" if _are_switches(value):
                 pass
             case _ if name in fields.ELSEWHERE or name in fields.SWITCHES:
