@@ -96,16 +96,37 @@ def test_what_another_rail_made_of_the_message_is_checked() -> None:
     assert check_sync(made, [turn("user", CAKE)], [RailType.INPUT]).status is RailStatus.BLOCKED
 
 
-def test_nothing_of_a_stream_is_sent_before_its_check() -> None:
+def streamed(answer: str) -> list[str]:
     async def tokens() -> AsyncIterator[str]:
-        for word in BOMB.split():
+        for word in answer.split():
             yield f"{word} "
 
     async def sent() -> list[str]:
         return [part async for part in rails().stream_async(messages=[turn("user", CAKE)], generator=tokens())]
 
-    [part] = asyncio.run(sent())
+    return asyncio.run(sent())
+
+
+def test_nothing_of_a_stream_is_sent_before_its_check() -> None:
+    [part] = streamed(BOMB)
     assert json.loads(part)["error"]["param"] == "promptguard check output"
+
+
+def test_a_safe_stream_arrives_whole() -> None:
+    answer = "sure, " * 300
+    assert "".join(streamed(answer)).split() == answer.split()
+
+
+@pytest.mark.parametrize("kind", [RailType.INPUT, RailType.OUTPUT])
+def test_a_guard_that_breaks_blocks(kind: RailType, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def breaks(*_args: Any, **_more: Any) -> None:
+        raise RuntimeError(CANARY)
+
+    made = rails()
+    monkeypatch.setattr(Guard, "acheck", breaks)
+    result = check_sync(made, [turn("user", CAKE), turn("assistant", CAKE)][: 1 + (kind is RailType.OUTPUT)], [kind])
+    assert result.status is RailStatus.BLOCKED
+    assert CANARY not in repr(result)
 
 
 def test_what_cannot_be_judged_of_an_answer_blocks() -> None:

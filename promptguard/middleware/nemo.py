@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nemoguardrails.actions import action
+from nemoguardrails.actions.rail_outcome import RailOutcome
 
 from promptguard.guard import Guard
 from promptguard.guard.environment import guard_of
@@ -30,20 +31,20 @@ define bot refuse to respond
   "I can't assist with that request."
 
 define subflow promptguard check input
-  $allowed = execute promptguard_check(text=$user_message, direction="input")
-  if not $allowed
+  $checked = execute promptguard_check(text=$user_message, direction="input")
+  if $checked.is_blocked
     bot refuse to respond
     stop
 
 define subflow promptguard check output
-  $allowed = execute promptguard_check(text=$bot_message, direction="output")
-  if not $allowed
+  $checked = execute promptguard_check(text=$bot_message, direction="output")
+  if $checked.is_blocked
     bot refuse to respond
     stop
 
 define subflow promptguard check retrieval
-  $allowed = execute promptguard_check(text=$relevant_chunks, direction="retrieval")
-  if not $allowed
+  $checked = execute promptguard_check(text=$relevant_chunks, direction="retrieval")
+  if $checked.is_blocked
     $relevant_chunks = ""
 """
 YAML = """\
@@ -77,12 +78,13 @@ def add_guard(rails: Any, guard: Guard) -> None:
     @action(is_system_action=True, name=ACTION)  # type: ignore[untyped-decorator, unused-ignore]
     async def promptguard_check(
         text: Any = None, direction: str = "input", events: list[dict[str, Any]] | None = None, **_: Any
-    ) -> bool:
+    ) -> RailOutcome:
         if direction == "retrieval" and not text:
-            return True
-        if direction != "input":
-            return (await guard.acheck([{"role": "assistant", "content": text}])).allowed
-        return (await guard.acheck(_conversation(events or (), text))).allowed
+            return RailOutcome.allow()
+        answer = [{"role": "assistant", "content": text}]
+        messages = _conversation(events or (), text) if direction == "input" else answer
+        decision = await guard.acheck(messages)
+        return RailOutcome.allow() if decision.allowed else RailOutcome.block(reason=str(decision.reason))
 
     rails.register_action(promptguard_check, name=ACTION)
 
