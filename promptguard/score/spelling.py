@@ -20,8 +20,8 @@ _LONGEST_WORD = 64  # code points; longer words are looked up anew each time, wh
 
 
 @dataclass(frozen=True, slots=True)
-class Spelled:
-    """A text as tokens.
+class Window:
+    """What the model reads at once: a text as tokens, or a part of it.
 
     Attributes:
         ids: token ids with special tokens.
@@ -40,7 +40,7 @@ class Spelling:
     pre-tokenizer reaches over one. Special tokens are put around the whole.
     """
 
-    def __init__(self, tokenizer: Tokenizer, before: Spelled, after: Spelled, kind: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, before: Window, after: Window, kind: int) -> None:
         self._tokenizer = tokenizer
         self._before, self._after, self._kind = before, after, kind
         self._known: dict[str, list[int]] = {}
@@ -59,11 +59,11 @@ class Spelling:
         if not inside:
             return None
         first, last = inside[0], inside[-1] + 1
-        before = Spelled(probe.ids[:first], probe.type_ids[:first])
-        after = Spelled(probe.ids[last:], probe.type_ids[last:])
+        before = Window(probe.ids[:first], probe.type_ids[:first])
+        after = Window(probe.ids[last:], probe.type_ids[last:])
         return cls(tokenizer, before, after, probe.type_ids[first])
 
-    def __call__(self, texts: Sequence[str]) -> list[Spelled]:
+    def __call__(self, texts: Sequence[str]) -> list[Window]:
         """The tokens of each text.
 
         Raises:
@@ -71,13 +71,13 @@ class Spelling:
         """
         return discreetly("the tokenizer", lambda: self._spelled([text.split(" ") for text in texts]))
 
-    def _spelled(self, texts: Sequence[list[str]]) -> list[Spelled]:
+    def _spelled(self, texts: Sequence[list[str]]) -> list[Window]:
         table = self._table({word for words in texts for word in words})
         found = []
         for words in texts:
             ids = [token for word in words for token in table[word]]
             types = [*self._before.types, *[self._kind] * len(ids), *self._after.types]
-            found.append(Spelled([*self._before.ids, *ids, *self._after.ids], types))
+            found.append(Window([*self._before.ids, *ids, *self._after.ids], types))
         return found
 
     def _table(self, words: set[str]) -> dict[str, list[int]]:

@@ -14,20 +14,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from promptguard.errors import InvalidArgument, discreetly
-from promptguard.score.spelling import Spelling
+from promptguard.score.spelling import Spelling, Window
 
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """What the model reads at once.
-
-    Attributes:
-        ids: token ids with special tokens.
-        types: segment ids, one per token.
-    """
-
-    ids: list[int]
-    types: list[int]
+__all__ = ["Attribution", "Window", "WindowTokenizer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +81,7 @@ class WindowTokenizer:
         """
         if self._spelling is None:
             return self._cut(list(texts))
-        found = [[Window(spelled.ids, spelled.types)] for spelled in self._spelling(texts)]
+        found = [[whole] for whole in self._spelling(texts)]
         long = [index for index, (window,) in enumerate(found) if len(window.ids) > self.window]
         for index, windows in zip(long, self._cut([texts[index] for index in long]), strict=True):
             found[index] = windows
